@@ -1,0 +1,118 @@
+"""Number formats: how bits in memory become numbers in tiles, and how a number is rounded to a format.
+
+Inside a tile a low-precision number is *carried* by a wider one that holds it exactly: fp16, bf16 and fp8 by float32.
+One operation in float32 followed by one rounding is then correctly rounded, because 24 >= 2p + 2 for p = 11, 8, 4, 3
+(Figueroa 1995, "When is double rounding innocuous?").
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+
+_FP8 = {
+    "f8E4M3FN": np.dtype(ml_dtypes.float8_e4m3fn),
+    "f8E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "f8E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "f8E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+}
+_INTEGERS = {f"i{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)} | {"index": np.dtype(np.int64)}
+
+#: MLIR element type -> numpy dtype of its bits in memory
+STORAGE: dict[str, np.dtype[Any]] = {
+    "f64": np.dtype(np.float64),
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(np.uint16),
+    "i1": np.dtype(np.bool_),
+    **_FP8,
+    **_INTEGERS,
+}
+#: MLIR element type -> numpy dtype that carries it inside a tile, in faithful (IEEE) arithmetic
+CARRIER: dict[str, np.dtype[Any]] = {
+    "f64": np.dtype(np.float64),
+    "i1": np.dtype(np.bool_),
+    **dict.fromkeys(("f32", "f16", "bf16", *_FP8), np.dtype(np.float32)),
+    **_INTEGERS,
+}
+FLOATS = frozenset({"f64", "f32", "f16", "bf16", *_FP8})
+LOW_PRECISION = FLOATS - {"f64", "f32"}
+#: largest finite value of the formats into which NVIDIA's conversions saturate (PTX ISA, cvt.satfinite)
+_SATURATING = {"f8E4M3FN": 448.0, "f8E5M2": 57344.0}
+
+
+def itemsize(element: str) -> int:
+    """Bytes that one element takes in memory."""
+    return 8 if element.startswith("ptr<") else STORAGE[element].itemsize
+
+
+def decode(raw: Array, element: str) -> Array:
+    """Bits in memory (any shape, dtype `STORAGE[element]`) -> carried numbers; exact."""
+    if element == "bf16":
+        return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if element in LOW_PRECISION:
+        return raw.astype(np.float32)
+    return raw
+
+
+def encode(values: Array, element: str) -> Array:
+    """Carried numbers, already rounded to the format -> bits in memory; exact."""
+    if element == "bf16":
+        return (np.ascontiguousarray(values, np.float32).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    return values.astype(STORAGE[element], copy=False)
+
+
+def round_to(values: Array, element: str, *, toward_zero: bool = False) -> Array:
+    """Round carried numbers to `element`: to nearest, ties to even, or toward zero.  NaN stays NaN.
+
+    fp8 saturates at the largest finite value, as NVIDIA's conversion instruction does; fp16 and bf16 overflow to inf.
+    """
+    if element == "bf16":
+        return _bf16(values, toward_zero=toward_zero)
+    if element == "f16":
+        return _toward_zero(values, np.dtype(np.float16)) if toward_zero else values.astype(np.float16).astype(np.float32)
+    if element in _FP8:
+        limit = _SATURATING.get(element)
+        clipped = values if limit is None else np.clip(values, -limit, limit)
+        if toward_zero:
+            return _toward_zero(clipped, _FP8[element])
+        return clipped.astype(_FP8[element]).astype(np.float32)
+    return values.astype(CARRIER[element], copy=False)
+
+
+def _bf16(values: Array, *, toward_zero: bool) -> Array:
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    if toward_zero:
+        rounded = bits & np.uint32(0xFFFF0000)
+    else:
+        # add just under half a unit in the last place, plus one more if the kept part is odd; the carry does the rest
+        rounded = bits >> np.uint32(16)
+        rounded &= np.uint32(1)
+        rounded += np.uint32(0x7FFF)
+        rounded += bits
+        rounded &= np.uint32(0xFFFF0000)
+    out = rounded.view(np.float32)
+    nan = np.isnan(values)
+    if nan.any():  # the carry may have run over a NaN's payload
+        out = np.where(nan, np.float32(np.nan), out)
+    return out
+
+
+def _toward_zero(values: Array, dtype: np.dtype[Any]) -> Array:
+    nearest = values.astype(dtype)
+    back = nearest.astype(np.float32)
+    overshoot = np.abs(back) > np.abs(values)
+    bits = nearest.view(np.uint16 if dtype.itemsize == 2 else np.uint8)
+    return (bits - overshoot.astype(bits.dtype)).view(dtype).astype(np.float32)
+
+
+def round_to_tf32(values: Array) -> Array:
+    """Round float32 to 10 fraction bits, to nearest even: what a `tf32` dot does to its operands."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))) & np.uint32(0xFFFFE000)
+    return np.where(np.isfinite(values), rounded.view(np.float32), values)

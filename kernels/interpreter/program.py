@@ -1,0 +1,385 @@
+"""A kernel made ready to run: TTIR turned into a list of numpy calls over all program instances at once.
+
+The front end has run once and for all; here each operation runs once for a whole batch of program instances ("lanes").
+Where control flow differs between lanes, the batch is split: a loop goes on with the lanes that still loop, each branch
+of an `if` runs with its own lanes, and the results are put together again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .arithmetic import Arithmetic
+from .errors import KernelError, UnsupportedOperationError
+from .formats import FLOATS, Array
+from .memory import Memory
+from .ops import OPS, Context, carrier, full
+from .ttir import Block, Function, Op, Region, Type
+
+Environment: TypeAlias = "list[Any]"  # slot -> array
+_TERMINATORS = frozenset({"scf.yield", "tt.reduce.return", "tt.scan.return", "scf.condition", "tt.return", "cf.br", "cf.cond_br"})
+_GRID = ("%program_x", "%program_y", "%program_z", "%programs_x", "%programs_y", "%programs_z")
+_LANE_ELEMENTS = 1 << 19  # tile elements in flight at once: keeps a batch of tiles near the caches
+
+
+@dataclass(slots=True)
+class Instruction:
+    """`outs = run(*ins)`; then the slots in `dead` are free."""
+
+    op: Op
+    run: Callable[..., Any] | None
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    regions: list[Body] = field(default_factory=list)
+    dead: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Body:
+    """A block: its arguments' slots, its instructions, and what it hands back."""
+
+    arguments: tuple[int, ...]
+    instructions: list[Instruction]
+    terminator: Op | None
+    returns: tuple[int, ...]
+    captured: tuple[int, ...]  # slots defined outside and read inside
+
+
+def _uniform(x: Array) -> Any | None:
+    """The one value that all lanes share, or None."""
+    first = x.flat[0]
+    return first if x.size == 1 or (x == first).all() else None
+
+
+def _take(x: Array, lanes: Array) -> Array:
+    return x if x.shape[0] == 1 else x[lanes]
+
+
+class Program:
+    """A prepared kernel.  `run` executes it on a grid; a program is prepared once per arithmetic."""
+
+    def __init__(self, function: Function, arithmetic: Arithmetic) -> None:
+        self.function = function
+        self._types: dict[str, Type] = dict(function.arguments)
+        self._collect_types(function.body)
+        self._context = Context(arithmetic, self._types)
+        self._slots = {name: i for i, name in enumerate([*_GRID, *self._types])}
+        self._blocks = {b.label: self._body(b) for b in function.body.blocks}
+        self._entry = function.body.blocks[0].label
+        largest = max((int(np.prod(t.shape)) for t in self._types.values()), default=1)
+        self._batch = max(1, _LANE_ELEMENTS // max(1, largest))
+
+    # -- preparation ---------------------------------------------------------------------------------------------------
+
+    def _collect_types(self, region: Region) -> None:
+        for block in region.blocks:
+            self._types.update(block.arguments)
+            for op in block.ops:
+                if len(op.results) != len(op.result_types):
+                    raise UnsupportedOperationError(f"operation {op.name} in a form this reader does not know", op.location)
+                self._types.update(zip(op.results, op.result_types, strict=True))
+                for inner in op.regions:
+                    self._collect_types(inner)
+
+    def _body(self, block: Block) -> Body:
+        instructions = []
+        terminator = None
+        for op in block.ops:
+            if op.name in _TERMINATORS:
+                terminator = op
+            else:
+                instructions.append(self._instruction(op))
+        arguments = tuple(self._slots[name] for name, _ in block.arguments)
+        returns = tuple(self._slots[name] for name in terminator.operands) if terminator else ()
+        body = Body(arguments, instructions, terminator, returns, ())
+        body.captured = self._captured(body)
+        self._mark_dead(body)
+        return body
+
+    def _instruction(self, op: Op) -> Instruction:
+        op.operand_types = [self._types[o] for o in op.operands]  # the printed form leaves some out
+        ins = tuple(self._slots[o] for o in op.operands)
+        outs = tuple(self._slots[r] for r in op.results)
+        if op.name in ("tt.get_program_id", "tt.get_num_programs"):
+            axis = "xyz".index(op.words.strip())
+            name = _GRID[axis if op.name == "tt.get_program_id" else axis + 3]
+            return Instruction(op, lambda x: x, (self._slots[name],), outs)
+        regions = [self._body(b) for region in op.regions for b in region.blocks]
+        if op.name in ("scf.for", "scf.if", "scf.while"):
+            return Instruction(op, None, ins, outs, regions)
+        if op.name == "tt.reduce":
+            return Instruction(op, self._reduction(op, regions[0]), ins, outs)
+        if op.name == "tt.scan":
+            return Instruction(op, self._scan(op, regions[0]), ins, outs)
+        maker = OPS.get(op.name)
+        if maker is None:
+            raise UnsupportedOperationError(f"operation {op.name} is not supported by the interpreter", op.location)
+        return Instruction(op, maker(op, self._context), ins, outs)
+
+    def _captured(self, body: Body) -> tuple[int, ...]:
+        defined = set(body.arguments)
+        read: set[int] = set(body.returns)
+        for i in body.instructions:
+            read.update(i.ins)
+            defined.update(i.outs)
+            for inner in i.regions:
+                read.update(inner.captured)
+                defined.update(inner.arguments)
+        return tuple(sorted(read - defined))
+
+    @staticmethod
+    def _mark_dead(body: Body) -> None:
+        own = {slot for i in body.instructions for slot in i.outs}
+        seen = set(body.returns)
+        for i in reversed(body.instructions):
+            reads = set(i.ins).union(*(r.captured for r in i.regions))
+            i.dead = tuple((own & (reads | set(i.outs))) - seen)
+            seen |= reads
+
+    # -- reductions and scans ------------------------------------------------------------------------------------------
+
+    def _combine(self, body: Body) -> Callable[[Sequence[Array], Sequence[Array]], list[Array]]:
+        """The combine region as a function of two tuples of arrays of any shape."""
+        if body.captured:
+            raise UnsupportedOperationError("a combine function that captures values", body.instructions[0].op.location)
+
+        def combine(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
+            env: Environment = [None] * len(self._slots)
+            for slot, x in zip(body.arguments, [*left, *right], strict=True):
+                env[slot] = x
+            self._execute(body, env)
+            return [env[r] for r in body.returns]
+
+        return combine
+
+    def _reduction(self, op: Op, body: Body) -> Callable[..., Any]:
+        axis = int(op.attributes["axis"]) + 1  # type: ignore[arg-type]
+        shapes = [t.shape for t in op.operand_types]
+        element = op.operand_types[0].element
+        known = None
+        if len(op.operands) == 1 and len(body.instructions) == 1:
+            known = body.instructions[0].op.name.removeprefix("arith.")
+        combine = self._combine(body)
+        arithmetic = self._context.arithmetic
+        integer = {"addi": np.add, "maxsi": np.maximum, "minsi": np.minimum, "andi": np.bitwise_and,
+                   "ori": np.bitwise_or, "xori": np.bitwise_xor}  # fmt: skip
+
+        def run(*operands: Array) -> Any:
+            lanes = max(x.shape[0] for x in operands)
+            xs = [np.broadcast_to(x, (lanes, *s)) for x, s in zip(operands, shapes, strict=True)]
+            if known is not None and element in FLOATS:
+                out = arithmetic.reduce(known.removesuffix("f"), xs[0], axis, element)
+                if out is not None:
+                    return out
+            elif known in integer and element != "i1":
+                return integer[known].reduce(xs[0], axis=axis)
+            xs = [np.moveaxis(x, axis, 0) for x in xs]
+            while (n := xs[0].shape[0]) > 1:  # a tree of log2(n) steps; tile extents are powers of two
+                xs = combine([x[: n // 2] for x in xs], [x[n // 2 :] for x in xs])
+            outs = [np.broadcast_to(x, (1, lanes, *x.shape[2:]))[0] for x in xs]
+            return outs[0] if len(outs) == 1 else tuple(outs)
+
+        return run
+
+    def _scan(self, op: Op, body: Body) -> Callable[..., Any]:
+        axis, reverse = int(op.attributes["axis"]) + 1, bool(op.attributes["reverse"])  # type: ignore[arg-type]
+        shapes = [t.shape for t in op.operand_types]
+        combine = self._combine(body)
+
+        def run(*operands: Array) -> Any:
+            lanes = max(x.shape[0] for x in operands)
+            xs = [np.moveaxis(np.broadcast_to(x, (lanes, *s)), axis, 0) for x, s in zip(operands, shapes, strict=True)]
+            xs = [x[::-1] if reverse else x for x in xs]
+            distance = 1
+            while distance < xs[0].shape[0]:  # Hillis and Steele 1986: inclusive scan in log2(n) steps
+                moved = combine([x[:-distance] for x in xs], [x[distance:] for x in xs])
+                xs = [np.concatenate([x[:distance], m]) for x, m in zip(xs, moved, strict=True)]
+                distance *= 2
+            outs = [np.moveaxis(x[::-1] if reverse else x, 0, axis) for x in xs]
+            return outs[0] if len(outs) == 1 else tuple(outs)
+
+        return run
+
+    # -- execution -----------------------------------------------------------------------------------------------------
+
+    def run(self, grid: tuple[int, int, int], arguments: Sequence[Array], memory: Memory) -> None:
+        """Run every program instance of `grid`; `arguments` are arrays of shape (1,), pointers as int64 addresses.
+
+        Raises `KernelError` (and its subclasses) with the kernel's source line.
+        """
+        self._context.memory = memory
+        total = grid[0] * grid[1] * grid[2]
+        try:
+            with np.errstate(all="ignore"):  # inf and NaN are results here, not accidents
+                for start in range(0, total, self._batch):
+                    linear = np.arange(start, min(start + self._batch, total))
+                    env: Environment = [None] * len(self._slots)
+                    x, rest = linear % grid[0], linear // grid[0]
+                    ids = (x, rest % grid[1], rest // grid[1])
+                    for axis in range(3):
+                        env[axis] = (ids[axis] if grid[axis] > 1 else np.zeros(1)).astype(np.int32)
+                        env[axis + 3] = np.array([grid[axis]], np.int32)
+                    for (name, _), value in zip(self.function.arguments, arguments, strict=True):
+                        env[self._slots[name]] = value
+                    self._walk(self._entry, env)
+        finally:
+            self._context.memory = None
+
+    def _walk(self, label: str, env: Environment) -> None:
+        """Follow the control-flow graph of the function body; a divergent branch splits the lanes for good."""
+        while True:
+            body = self._blocks[label]
+            self._execute(body, env, keep=len(self._blocks) > 1)
+            end = body.terminator
+            if end is None or end.name == "tt.return":
+                return
+            if end.name == "cf.br":
+                label = self._jump(end, 0, env)
+                continue
+            condition = env[self._slots[end.operands[0]]]
+            taken = _uniform(condition)
+            if taken is not None:
+                label = self._jump(end, 0 if taken else 1, env)
+                continue
+            for branch, lanes in ((0, np.flatnonzero(condition)), (1, np.flatnonzero(~condition))):
+                part = [None if x is None else _take(x, lanes) for x in env]
+                self._walk(self._jump(end, branch, part), part)
+            return
+
+    def _jump(self, end: Op, branch: int, env: Environment) -> str:
+        label, passed = end.successors[branch]
+        values = [env[self._slots[name]] for name in passed]
+        for slot, value in zip(self._blocks[label].arguments, values, strict=True):
+            env[slot] = value
+        return label
+
+    def _execute(self, body: Body, env: Environment, *, keep: bool = False) -> None:
+        for i in body.instructions:
+            try:
+                if i.run is None:
+                    self._control(i, env)
+                else:
+                    out = i.run(*[env[s] for s in i.ins])
+                    if len(i.outs) == 1:
+                        env[i.outs[0]] = out
+                    else:
+                        for slot, value in zip(i.outs, out or (), strict=True):
+                            env[slot] = value
+            except KernelError:
+                raise
+            except Exception as e:
+                raise KernelError(f"{i.op.name} failed: {type(e).__name__}: {e}", i.op.location) from e
+            if not keep:
+                for slot in i.dead:
+                    env[slot] = None
+
+    def _control(self, i: Instruction, env: Environment) -> None:
+        if i.op.name == "scf.for":
+            outs = self._for(i, env)
+        elif i.op.name == "scf.if":
+            outs = self._if(i, env)
+        else:
+            outs = self._while(i, env)
+        for slot, value in zip(i.outs, outs, strict=True):
+            env[slot] = value
+
+    def _assemble(self, i: Instruction, lanes: int, parts: list[tuple[Array, list[Array]]]) -> list[Array]:
+        """Results of groups of lanes, put back in their places."""
+        outs = []
+        for k, type_ in enumerate(i.op.result_types):
+            out = np.empty((lanes, *type_.shape), carrier(type_) if parts[0][1][k].dtype != object else object)
+            for where, values in parts:
+                out[where] = values[k]
+            outs.append(out)
+        return outs
+
+    def _for(self, i: Instruction, env: Environment) -> list[Array]:
+        (body,) = i.regions
+        low, high, step = (env[s] for s in i.ins[:3])
+        carried = [env[s] for s in i.ins[3:]]
+        trips = np.maximum(0, -((low.astype(np.int64) - high) // step))
+        count = _uniform(trips)
+        if count is not None:
+            for t in range(int(count)):
+                carried = self._once(body, env, (low + t * step).astype(low.dtype), carried)
+            return carried
+        lanes, alive = trips.shape[0], np.arange(trips.shape[0])
+        parts: list[tuple[Array, list[Array]]] = []
+        inner, t = list(env), 0
+        while True:
+            done = trips[alive] <= t
+            if done.any():
+                parts.append((alive[done], [_take(c, done) for c in carried]))
+                alive, left = alive[~done], ~done
+                if alive.size == 0:
+                    return self._assemble(i, lanes, parts)
+                low, step = _take(low, left), _take(step, left)
+                carried = [_take(c, left) for c in carried]
+                for slot in body.captured:
+                    inner[slot] = _take(inner[slot], left)
+            carried = self._once(body, inner, (low + t * step).astype(low.dtype), carried)
+            t += 1
+
+    def _once(self, body: Body, env: Environment, index: Array, carried: list[Array]) -> list[Array]:
+        for slot, value in zip(body.arguments, [index, *carried], strict=True):
+            env[slot] = value
+        self._execute(body, env)
+        return [env[r] for r in body.returns]
+
+    def _if(self, i: Instruction, env: Environment) -> list[Array]:
+        condition = env[i.ins[0]]
+        taken = _uniform(condition)
+        if taken is not None:
+            body = i.regions[0 if taken else 1]
+            self._execute(body, env)
+            return [env[r] for r in body.returns]
+        parts = []
+        for body, chosen in zip(i.regions, (condition, ~condition), strict=True):
+            where = np.flatnonzero(chosen)
+            inner = list(env)
+            for slot in body.captured:
+                inner[slot] = _take(inner[slot], where)
+            self._execute(body, inner)
+            parts.append((where, [inner[r] for r in body.returns]))
+        return self._assemble(i, condition.shape[0], parts)
+
+    def _while(self, i: Instruction, env: Environment) -> list[Array]:
+        before, after = i.regions
+        state = [env[s] for s in i.ins]
+        inner = list(env)
+        shared = set(before.captured) | set(after.captured)
+        alive: Array | None = None  # None: all lanes are still together
+        lanes, parts = 1, []
+        while True:
+            for slot, value in zip(before.arguments, state, strict=True):
+                inner[slot] = value
+            self._execute(before, inner)
+            condition, passed = inner[before.returns[0]], [inner[r] for r in before.returns[1:]]
+            going = _uniform(condition)
+            if going is None:
+                if alive is None:
+                    lanes = condition.shape[0]
+                    alive = np.arange(lanes)
+                parts.append((alive[~condition], [_take(p, ~condition) for p in passed]))
+                alive = alive[condition]
+                passed = [_take(p, condition) for p in passed]
+                for slot in shared:
+                    inner[slot] = _take(inner[slot], condition)
+            elif not going:
+                if alive is None:
+                    return passed
+                parts.append((alive, passed))
+                return self._assemble(i, lanes, parts)
+            for slot, value in zip(after.arguments, passed, strict=True):
+                inner[slot] = value
+            self._execute(after, inner)
+            state = [inner[r] for r in after.returns]
+
+
+def argument(value: Any, type_: Type) -> Array:
+    """A host scalar as the array of shape (1,) that a program takes; floats stay what the host passes: fp32."""
+    return full(np.array([value], carrier(type_)), ())

@@ -1,0 +1,208 @@
+"""Make `kernel[grid](...)` run on the CPU: a Triton driver for a machine without a GPU.
+
+Triton's own machinery does all of its usual work (binding arguments, specialising, autotuning, caching); only the two
+ends are ours.  The driver says what device there is, and instead of compiling TTIR to machine code we prepare it as a
+`Program`.  The target is compute capability 8.9: the newest one for which Triton lowers tensor descriptors to plain
+loads and stores, and one that has every fp8 format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from triton._C.libtriton import ir
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.runtime.driver import driver as active_driver
+from triton.runtime.jit import JITFunction
+
+from .arithmetic import Arithmetic, Ieee
+from .memory import Memory
+from .program import Program, argument
+from .ttir import parse
+
+TARGET = GPUTarget("cuda", 89, 32)
+
+
+class CpuDriver(DriverBase):  # type: ignore[misc]  # triton is untyped
+    """Stands where the CUDA driver would: enough of it for Triton's launcher and autotuner."""
+
+    def __init__(self) -> None:
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda _device: {
+                "max_shared_mem": 101376, "max_num_regs": 65536, "multiprocessor_count": 128, "warpSize": 32,
+                "sm_clock_rate": 2520000, "mem_clock_rate": 10501000, "mem_bus_width": 384,
+            }
+        )  # fmt: skip
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return False
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return ty
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGET
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def set_current_device(self, _device: int) -> None:
+        return
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+    def get_device_interface(self) -> Any:
+        return torch.cpu
+
+    def get_device_capability(self, _device: int = 0) -> tuple[int, int]:
+        return divmod(TARGET.arch, 10)
+
+    def get_benchmarker(self) -> Any:
+        """Nothing is timed here: every configuration ties, so the autotuner takes its first."""
+        return lambda _kernel_call, quantiles=(), **_: [0.0] * max(1, len(quantiles))
+
+
+class InterpretedKernel:
+    """What Triton's launcher holds in place of a compiled kernel."""
+
+    function = None
+    packed_metadata = None
+    metadata = SimpleNamespace(num_warps=4, num_ctas=1, shared=0, name="interpreted")
+    n_regs = n_spills = 0
+
+    def __init__(self, program: Program, names: Sequence[str], constants: set[str]) -> None:
+        self.program = program
+        self._runtime = [i for i, name in enumerate(names) if name not in constants]
+
+    def launch_metadata(self, _grid: Any, _stream: int, *_args: Any) -> None:
+        return
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Any:
+        return lambda *args, **_: self._launch(grid, args)
+
+    def run(self, x: int, y: int, z: int, *rest: Any) -> None:
+        """Triton's launcher: stream, function, metadata twice, two hooks, then the kernel's arguments."""
+        self._launch((x, y, z), rest[6:])
+
+    def _launch(self, grid: tuple[int, int, int], args: Sequence[Any]) -> None:
+        values = [leaf for i in self._runtime for leaf in _leaves(args[i])]
+        tensors = [t for v in values if (t := _tensor(v)) is not None]
+        memory = Memory(tensors)
+        arrays = []
+        for value, (_, type_) in zip(values, self.program.function.arguments, strict=True):
+            tensor = _tensor(value)
+            arrays.append(argument(value if tensor is None else tensor.data_ptr(), type_))
+        self.program.run((int(grid[0]), int(grid[1]), int(grid[2])), arrays, memory)
+
+
+def _tensor(value: Any) -> torch.Tensor | None:
+    if isinstance(value, torch.Tensor):
+        return value
+    base = getattr(value, "base", None)  # triton.reinterpret(tensor, dtype)
+    return base if isinstance(base, torch.Tensor) else None
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """A launch argument as the scalars and tensors that TTIR sees: tuples flattened, descriptors taken apart."""
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _leaves(item)
+    elif hasattr(value, "block_shape") and hasattr(value, "strides"):
+        # a tensor descriptor made on the host: base, shape, strides, padding; then shape and strides once more
+        yield value.base
+        for _ in range(2):
+            yield from value.shape
+            yield from value.strides
+    elif value is not None:
+        yield value
+
+
+class _Interpreter:
+    """The installed state: which arithmetic programs are prepared for."""
+
+    def __init__(self) -> None:
+        self.arithmetic: Arithmetic = Ieee()
+        self.kernels: dict[str, InterpretedKernel] = {}
+        self.original = JITFunction._do_compile  # noqa: SLF001  (the one seam that all supported versions share)
+
+    def prepare(
+        self, jit: Any, key: Any, signature: dict[str, Any], device: int, constexprs: dict[Any, Any], options: Any,
+        attrs: dict[Any, Any], warmup: bool,
+    ) -> InterpretedKernel:  # fmt: skip
+        """Stands in for `JITFunction._do_compile`: same arguments, same caching, no machine code."""
+        del warmup, attrs  # attributes (divisibility, alignment) only help machine code
+        kernel_cache, _, target, backend, _ = jit.device_caches[device]
+        source = jit.ASTSource(jit, signature, constexprs, {})
+        identity = f"{source.hash()}-{options.hash()}"
+        if identity not in self.kernels:
+            function = front_end(source, target, backend, options)
+            constants = {name for name, kind in signature.items() if kind == "constexpr"}
+            self.kernels[identity] = InterpretedKernel(Program(function, self.arithmetic), list(signature), constants)
+        kernel_cache[key] = self.kernels[identity]
+        return self.kernels[identity]
+
+
+def front_end(source: Any, target: GPUTarget, backend: Any, options: Any) -> Any:
+    """Kernel source -> TTIR, by Triton's own front end and target-independent passes; returns the parsed function."""
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    module = source.make_ir(
+        target, options, backend.get_codegen_implementation(options), backend.get_module_map(), context
+    )
+    stages: dict[str, Any] = {}
+    backend.add_stages(stages, options, source.language)
+    module = stages["ttir"](module, {})
+    functions = parse(str(module))
+    return functions.get(source.name) or next(iter(functions.values()))
+
+
+_installed: _Interpreter | None = None
+
+
+def installed() -> bool:
+    """Whether Triton launches are interpreted in this process."""
+    return _installed is not None
+
+
+def install() -> None:
+    """Interpret every Triton launch in this process from now on.  Call it before the kernels' first launch."""
+    global _installed  # noqa: PLW0603  (process-wide, like Triton's own driver)
+    if _installed is not None:
+        return
+    state = _Interpreter()
+    active_driver.set_active(CpuDriver())
+    JITFunction._do_compile = lambda jit, *args: state.prepare(jit, *args)  # noqa: SLF001
+    _installed = state
+
+
+def uninstall() -> None:
+    """Undo `install`."""
+    global _installed  # noqa: PLW0603
+    if _installed is None:
+        return
+    JITFunction._do_compile = _installed.original  # noqa: SLF001
+    active_driver._active = None  # noqa: SLF001  (reset_active would look for a GPU at once)
+    _installed = None
+
+
+@contextmanager
+def interpret() -> Iterator[None]:
+    """Interpret Triton launches inside the `with` block."""
+    before = installed()
+    install()
+    try:
+        yield
+    finally:
+        if not before:
+            uninstall()

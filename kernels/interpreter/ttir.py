@@ -1,0 +1,438 @@
+"""Triton's intermediate representation (TTIR), read from its printed form into plain Python objects.
+
+TTIR is what Triton's own front end makes of a kernel before anything is known of the hardware: nested functions are
+inlined, constexprs folded, types settled.  Its printed form is stable over the supported Triton versions, and every
+operation carries the source line it came from.  The grammar is MLIR's (mlir.llvm.org/docs/LangRef).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+Attribute: TypeAlias = "int | float | bool | str | list[int]"
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """A scalar (`shape == ()`) or tensor type; `element` is MLIR's name (`f32`, `i1`, `ptr<bf16>`)."""
+
+    element: str
+    shape: tuple[int, ...] = ()
+
+    @property
+    def is_pointer(self) -> bool:
+        return self.element.startswith("ptr<")
+
+    @property
+    def pointee(self) -> str:
+        return self.element[4:-1].split(",")[0].strip()
+
+    def __str__(self) -> str:
+        return f"tensor<{'x'.join(map(str, self.shape))}x{self.element}>" if self.shape else self.element
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where an operation comes from: (file, line) frames, innermost call first."""
+
+    frames: tuple[tuple[str, int], ...] = ()
+
+    def user_frame(self) -> tuple[str, int] | None:
+        """The innermost frame outside Triton's own library."""
+        outside = [f for f in self.frames if "/triton/language/" not in f[0]]
+        return (outside or list(self.frames) or [None])[0]
+
+    def __str__(self) -> str:
+        frame = self.user_frame()
+        return f"{frame[0]}:{frame[1]}" if frame else "unknown line"
+
+
+@dataclass(slots=True)
+class Op:
+    """One operation: `results = name operands, attributes : types { regions }`."""
+
+    name: str
+    results: list[str]
+    operands: list[str]
+    words: str  # the text between the name and the types, without operands' types: flags and keywords
+    attributes: dict[str, Attribute]
+    operand_types: list[Type]
+    result_types: list[Type]
+    regions: list[Region] = field(default_factory=list)
+    successors: list[tuple[str, list[str]]] = field(default_factory=list)
+    location: Location = field(default_factory=Location)
+
+
+@dataclass(slots=True)
+class Block:
+    label: str
+    arguments: list[tuple[str, Type]]
+    ops: list[Op] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Region:
+    blocks: list[Block] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Function:
+    name: str
+    arguments: list[tuple[str, Type]]
+    body: Region
+
+
+class ParseError(Exception):
+    """TTIR that this reader does not know; the message shows the line."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# pieces of text
+
+_OPEN, _CLOSE = "<({[", ">)}]"
+_VALUE = re.compile(r"%[\w$.\-]+(?:#\d+)?")
+_LOC_USE = re.compile(r"\s*loc\((#loc\d*|unknown)\)\s*$")
+_LOC_DEF = re.compile(r"^#loc(\d*) = loc\((.*)\)$")
+
+
+def split_top(text: str, separator: str = ",") -> list[str]:
+    """Split at `separator` outside any bracket."""
+    parts, depth, start = [], 0, 0
+    for i, c in enumerate(text):
+        if c in _OPEN:
+            depth += 1
+        elif c in _CLOSE and not (c == ">" and text[i - 1] == "-"):
+            depth -= 1
+        elif depth == 0 and text.startswith(separator, i):
+            parts.append(text[start:i])
+            start = i + len(separator)
+    parts.append(text[start:])
+    return [p.strip() for p in parts if p.strip()]
+
+
+def parse_type(text: str) -> Type:
+    """`tensor<32x64x!tt.ptr<bf16>>`, `!tt.ptr<f32>`, `i32`, `!tt.tensordesc<...>`."""
+    text = text.strip()
+    if text.startswith("tensor<"):
+        inner = text[7:-1]
+        shape = []
+        while (m := re.match(r"(\d+)x", inner)) is not None:
+            shape.append(int(m[1]))
+            inner = inner[m.end() :]
+        return Type(parse_type(split_top(inner)[0]).element, tuple(shape))
+    return Type(text.removeprefix("!tt."))
+
+
+def _parse_types(text: str) -> list[Type]:
+    text = text.strip()
+    if text.startswith("(") and _matching(text, 0) == len(text) - 1:
+        text = text[1:-1]
+    return [parse_type(t) for t in split_top(text)]
+
+
+def _matching(text: str, start: int) -> int:
+    """Index of the bracket that closes the one at `start`."""
+    depth = 0
+    for i in range(start, len(text)):
+        if text[i] in _OPEN:
+            depth += 1
+        elif text[i] in _CLOSE and not (text[i] == ">" and text[i - 1] == "-"):
+            depth -= 1
+            if depth == 0:
+                return i
+    raise ParseError(f"unbalanced brackets in TTIR: {text}")
+
+
+def _parse_attribute(text: str) -> Attribute:
+    text = text.strip()
+    if text in ("true", "false"):
+        return text == "true"
+    if m := re.match(r"array<i\d+(?::\s*(.*))?>$", text):
+        return [int(x) for x in (m[1] or "").split(",") if x.strip()]
+    value = split_top(text, " : ")[0]
+    if re.fullmatch(r"-?\d+", value):
+        return int(value)
+    if re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", value):
+        return float(value)
+    return value.strip('"')
+
+
+def _parse_attributes(text: str) -> dict[str, Attribute]:
+    pairs = (item.partition("=") for item in split_top(text))
+    return {k.strip(): _parse_attribute(v) if eq else True for k, eq, v in pairs}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# locations
+
+
+def _parse_locations(lines: list[str]) -> dict[str, Location]:
+    raw = {m[1]: m[2] for line in lines if (m := _LOC_DEF.match(line))}
+    done: dict[str, Location] = {}
+
+    def resolve(text: str) -> Location:
+        text = text.strip()
+        if text.startswith("#loc"):
+            key = text[4:]
+            if key not in done:
+                done[key] = resolve(raw.get(key, "unknown"))
+            return done[key]
+        if text.startswith("callsite("):
+            callee, _, caller = text[9:-1].partition(" at ")
+            return Location(resolve(callee).frames + resolve(caller).frames)
+        if m := re.match(r'^"(.*)":(\d+):\d+', text):
+            return Location(((m[1], int(m[2])),))
+        if m := re.match(r'^"[^"]*"\((.*)\)$', text):  # a named value: "acc"(#loc7)
+            return resolve(m[1])
+        return Location()
+
+    for key in raw:
+        resolve(f"#loc{key}")
+    return done
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# operations
+
+
+class _Reader:
+    def __init__(self, text: str) -> None:
+        lines = text.splitlines()
+        self.locations = _parse_locations(lines)
+        self.lines = [line.strip() for line in lines if line.strip() and not _LOC_DEF.match(line)]
+        self.at = 0
+
+    def next(self) -> str:
+        if self.at >= len(self.lines):
+            raise ParseError("TTIR ends in the middle of an operation")
+        self.at += 1
+        return self.lines[self.at - 1]
+
+    def functions(self) -> list[Function]:
+        found = []
+        while self.at < len(self.lines):
+            line = self.next()
+            if line.startswith("tt.func"):
+                found.append(self.function(line))
+        return found
+
+    def function(self, line: str) -> Function:
+        name_at = line.index("@")
+        open_at = line.index("(", name_at)
+        close_at = _matching(line, open_at)
+        arguments = [self.argument(a) for a in split_top(line[open_at + 1 : close_at])]
+        body = self.region()[0] if line.rstrip().endswith("{") else Region()
+        return Function(line[name_at + 1 : open_at].strip('"'), arguments, body)
+
+    def argument(self, text: str) -> tuple[str, Type]:
+        name, _, rest = text.partition(":")
+        rest = re.sub(r"\s*loc\(.*\)\s*$", "", rest)  # one argument per call, so greedy is right
+        rest = re.sub(r"\s*\{.*\}\s*$", "", rest)
+        return name.strip(), parse_type(rest)
+
+    def region(self) -> tuple[Region, str]:
+        """Read up to the closing brace; returns the region and the closing line."""
+        region = Region([Block("^entry", [])])
+        while True:
+            line = self.next()
+            if line.startswith("}"):
+                if not region.blocks[0].ops and not region.blocks[0].arguments and len(region.blocks) > 1:
+                    region.blocks.pop(0)  # the region opened with an explicit ^bb0
+                return region, line
+            if line.startswith("^"):
+                label = re.match(r"\^\w+", line)
+                assert label is not None
+                arguments = []
+                if line[label.end()] == "(":
+                    close = _matching(line, label.end())
+                    arguments = [self.argument(a) for a in split_top(line[label.end() + 1 : close])]
+                region.blocks.append(Block(label[0], arguments))
+                continue
+            region.blocks[-1].ops.append(self.op(line))
+
+    def strip_location(self, line: str) -> tuple[str, Location]:
+        m = _LOC_USE.search(line)
+        if m is None:
+            return line, Location()
+        return line[: m.start()], self.locations.get(m[1].removeprefix("#loc"), Location())
+
+    def op(self, line: str) -> Op:
+        text, location = self.strip_location(line)
+        m = re.match(r'^(?:(%.*?) = )?"?([A-Za-z_][\w.]*)"?(.*)$', text)
+        if m is None:
+            raise ParseError(f"not an operation: {line}")
+        results, name, rest = _result_names(m[1] or ""), m[2], m[3].strip()
+        reader = _SPECIAL.get(name)
+        op = reader(self, name, results, rest) if reader else self.plain(name, results, rest)
+        if op.regions:
+            location = self.strip_location(self.lines[self.at - 1])[1]
+        op.location = location
+        return op
+
+    def plain(self, name: str, results: list[str], rest: str) -> Op:
+        """Everything without a form of its own: `operands, keywords {attributes} : types`."""
+        regions: list[Region] = []
+        if rest.endswith("({"):  # "tt.reduce"(%x) <{axis = 1 : i32}> ({ ... }) : (types) -> types
+            head = rest[:-2]
+            region, closing = self.region()
+            regions.append(region)
+            while closing.startswith("}, {"):
+                region, closing = self.region()
+                regions.append(region)
+            rest = head + self.strip_location(closing)[0].removeprefix("})")
+        parts = split_top(rest, " : ")
+        signature = parts[-1] if len(parts) > 1 else ""
+        words = " : ".join(parts[:-1]) if len(parts) > 1 else rest
+        if not signature and (m := re.match(r"^(.*?)\s*:\s*(\(.*)$", rest)):
+            words, signature = m[1], m[2]
+        attributes: dict[str, Attribute] = {}
+        for a in re.finditer(r"<?\{", words):
+            end = _matching(words, a.end() - 1)
+            attributes |= _parse_attributes(words[a.end() : end])
+            words_end = end + (2 if a[0] == "<{" else 1)
+            words = words[: a.start()] + " " * (words_end - a.start()) + words[words_end:]
+        if m := re.search(r"(\w+) = (array<.*?>)", words):
+            attributes[m[1]] = _parse_attribute(m[2])
+        operands = _VALUE.findall(words)
+        operand_types, result_types = _signature(signature, len(results))
+        if infer := _INFERRED.get(name):  # the printed form names an operand's type, not the result's
+            result_types = [infer(operand_types[0])]
+        return Op(name, results, operands, words, attributes, operand_types, result_types, regions)
+
+    def constant(self, name: str, results: list[str], rest: str) -> Op:
+        if rest in ("true", "false"):
+            return Op(name, results, [], rest, {"value": rest}, [], [Type("i1")])
+        if rest.startswith("{"):
+            rest = rest[_matching(rest, 0) + 1 :].strip()
+        value, _, type_text = rest.rpartition(" : ")
+        return Op(name, results, [], value, {"value": value.strip()}, [], [parse_type(type_text)])
+
+    def for_loop(self, name: str, results: list[str], rest: str) -> Op:
+        m = re.match(r"(?:unsigned )?(%\S+) = (%\S+) to (%\S+) step (%\S+)\s*(.*)\{$", rest)
+        if m is None:
+            raise ParseError(f"scf.for {rest}")
+        tail = m[5]
+        initial: list[str] = []
+        carried: list[str] = []
+        types: list[Type] = []
+        if tail.startswith("iter_args("):
+            close = _matching(tail, 9)
+            for pair in split_top(tail[10:close]):
+                inner, _, outer = pair.partition("=")
+                carried.append(inner.strip())
+                initial.append(outer.strip())
+            arrow, _, index = tail[close + 1 :].strip().removeprefix("->").rpartition(" : ")
+            types = _parse_types(arrow or index)
+            tail = " : " + index if arrow else ""
+        index_type = parse_type(tail.split(":")[-1]) if ":" in tail else Type("index")
+        region, _ = self.region()
+        region.blocks[0].arguments = [(m[1], index_type), *zip(carried, types, strict=True)]
+        words = "unsigned" if rest.startswith("unsigned") else ""
+        return Op(name, results, [m[2], m[3], m[4], *initial], words, {}, [index_type] * 3 + types, types, [region])
+
+    def if_op(self, name: str, results: list[str], rest: str) -> Op:
+        m = re.match(r"(%\S+)\s*(?:->\s*(.*))?\{$", rest)
+        if m is None:
+            raise ParseError(f"scf.if {rest}")
+        types = _parse_types(m[2]) if m[2] else []
+        then, closing = self.region()
+        otherwise = self.region()[0] if closing.startswith("} else {") else Region([Block("^entry", [])])
+        return Op(name, results, [m[1]], "", {}, [Type("i1")], types, [then, otherwise])
+
+    def while_op(self, name: str, results: list[str], rest: str) -> Op:
+        close = _matching(rest, 0)
+        pairs = [p.partition("=") for p in split_top(rest[1:close])]
+        operand_types, result_types = _signature(rest[close + 1 :].strip().removeprefix(":").rstrip("{"), len(results))
+        before, closing = self.region()
+        if not closing.startswith("} do {"):
+            raise ParseError(f"scf.while without a body: {closing}")
+        before.blocks[0].arguments = [(p[0].strip(), t) for p, t in zip(pairs, operand_types, strict=True)]
+        after, _ = self.region()
+        return Op(name, results, [p[2].strip() for p in pairs], "", {}, operand_types, result_types, [before, after])
+
+    def branch(self, name: str, results: list[str], rest: str) -> Op:
+        successors = []
+        for m in re.finditer(r"(\^\w+)(?:\(([^)]*)\))?", rest):
+            successors.append((m[1], _VALUE.findall((m[2] or "").split(":")[0])))
+        operands = _VALUE.findall(rest.split("^")[0])
+        return Op(name, results, operands, "", {}, [], [], successors=successors)
+
+
+_INFERRED: dict[str, Callable[[Type], Type]] = {
+    "arith.cmpi": lambda t: Type("i1", t.shape),
+    "arith.cmpf": lambda t: Type("i1", t.shape),
+    "tt.addptr": lambda t: t,
+    "tt.load": lambda t: Type(t.pointee, t.shape),
+}
+
+_SPECIAL = {
+    "arith.constant": _Reader.constant,
+    "scf.for": _Reader.for_loop,
+    "scf.if": _Reader.if_op,
+    "scf.while": _Reader.while_op,
+    "cf.br": _Reader.branch,
+    "cf.cond_br": _Reader.branch,
+}
+
+
+def _result_names(text: str) -> list[str]:
+    names: list[str] = []
+    for item in split_top(text):
+        name, _, count = item.partition(":")
+        names += [f"{name}#{i}" for i in range(int(count))] if count else [name]
+    return names
+
+
+def _signature(text: str, results: int) -> tuple[list[Type], list[Type]]:
+    """Operand and result types from what stands after the colon; MLIR leaves out what can be inferred."""
+    text = text.strip()
+    if not text:
+        return [], []
+    arrow = split_top(text, "->")
+    if len(arrow) == 2:
+        operands = [t for part in split_top(arrow[0], " * ") for t in _parse_types(part)]
+        return operands, _parse_types(arrow[1])
+    into = split_top(text, " to ")
+    if len(into) == 2:
+        return _parse_types(into[0]), _parse_types(into[1])
+    types = _parse_types(text)
+    return types, types[-1:] * results
+
+
+def parse(text: str) -> dict[str, Function]:
+    """The functions of a printed TTIR module, by name.
+
+    Raises `ParseError` for text that is not TTIR as Triton 3.6 to 3.9 print it.
+    """
+    functions = _Reader(text).functions()
+    for f in functions:
+        names = {name: name for name, _ in f.arguments}
+        _make_unique(f.body, names, set(names))
+    return {f.name: f for f in functions}
+
+
+def _make_unique(region: Region, outer: dict[str, str], taken: set[str]) -> None:
+    """Rename in place, so that a name means one value in the whole function: MLIR reuses names in sibling regions."""
+    names = dict(outer)
+
+    def define(name: str) -> str:
+        fresh = name
+        while fresh in taken:
+            fresh += "'"
+        taken.add(fresh)
+        names[name] = fresh
+        return fresh
+
+    for block in region.blocks:
+        block.arguments = [(define(name), type_) for name, type_ in block.arguments]
+        for op in block.ops:
+            op.operands = [names[o] for o in op.operands]
+            for inner in op.regions:
+                _make_unique(inner, names, taken)
+            op.results = [define(r) for r in op.results]
+    for block in region.blocks:  # a branch may pass values to a block that stands above it
+        for op in block.ops:
+            op.successors = [(label, [names[v] for v in passed]) for label, passed in op.successors]

@@ -1,0 +1,1 @@
+"""What the harness does: cases, checks, survey, hunt, gate, command line."""
