@@ -1,11 +1,12 @@
 """Flash attention, forward: Milakov and Gimelshein's online softmax (2018) over tiles, as in Dao et al. (2022), Alg. 1.
 
-For each tile of queries the kernel walks the visible keys once, keeping a running maximum `m_i`, a running sum `l_i`
-and an unnormalised output `acc`; when the maximum grows, sum and output are rescaled by `alpha`.  Base-2 exponentials.
+For each tile of queries the kernel walks the visible keys once, keeping a running maximum `m_i`, running sums and an
+unnormalised output `acc`; when the maximum grows, sums and output are rescaled by `alpha`.  Base-2 exponentials.
 
-Two choices make it more accurate than the usual kernel at no cost:
+Two choices make it more accurate than the usual kernel at next to no cost:
  * the scale is applied to the logits in fp32, not to the keys in half precision;
- * `l_i` sums the *rounded* P, the same numbers that multiply V, so that rounding P cannot bias the weights' total.
+ * O is divided by `w_i`, the sum of the *rounded* P, the same numbers that multiply V, so that rounding P cannot bias
+   the weights' total; the log-sum-exp comes from `l_i`, the sum before rounding, and stays accurate to fp32.
 """
 
 # ruff: noqa: ANN001, ANN201, N803, PLR0913
@@ -55,6 +56,7 @@ def flash_forward(
     q_tile = load_tile(q, offs_m, offs_d, stride_qm, stride_qd, M, HEAD_DIM)  # [BLOCK_M, BLOCK_D]
     m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
+    w_i = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for start_n in range(low, high, BLOCK_N):
         offs_n = start_n + tl.arange(0, BLOCK_N)
@@ -65,14 +67,16 @@ def flash_forward(
         m_new = tl.maximum(m_i, tl.max(qk, 1))  # [BLOCK_M]
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row with nothing visible yet: exp2(-inf - 0) = 0
         alpha = tl.exp2(m_i - m_safe)
-        p = tl.exp2(qk - m_safe[:, None]).to(v.dtype.element_ty)  # [BLOCK_M, BLOCK_N]
-        l_i = l_i * alpha + tl.sum(p.to(tl.float32), 1)
+        p = tl.exp2(qk - m_safe[:, None])  # [BLOCK_M, BLOCK_N]
+        p_low = p.to(v.dtype.element_ty)
+        l_i = l_i * alpha + tl.sum(p, 1)
+        w_i = w_i * alpha + tl.sum(p_low.to(tl.float32), 1)
         v_tile = load_tile(v, offs_n, offs_d, stride_vn, stride_vd, keys, HEAD_DIM)  # [BLOCK_N, BLOCK_D]
-        acc = tl.dot(p, v_tile, acc * alpha[:, None], input_precision="ieee")
+        acc = tl.dot(p_low, v_tile, acc * alpha[:, None], input_precision="ieee")
         m_i = m_new
 
     seen = l_i > 0.0
-    o_tile = acc / tl.where(seen, l_i, 1.0)[:, None]
+    o_tile = acc / tl.where(seen, w_i, 1.0)[:, None]
     store_tile(o, o_tile, offs_m, offs_d, stride_om, stride_od, M, HEAD_DIM)
     lse_tile = tl.where(seen, m_i + tl.log2(l_i), float("-inf"))
     tl.store(lse + offs_m.to(tl.int64) * stride_lm, lse_tile, mask=offs_m < M)

@@ -1,0 +1,304 @@
+"""A record as one HTML file that needs nothing else: no network, no server, and for its tables no script.
+
+`page.html` is the page, `style.css` its looks, `page.js` draws the figures in the browser with Observable
+Plot (`plot.umd.min.js`, `d3.min.js`, both ISC, inlined).  Text from a record is escaped by Jinja; the data of
+the figures travel as JSON whose `<` are escaped, so that nothing in a record can end the script element.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from . import figures, overview, words
+from .points import Choice, choose
+from .record import Cell, Finding, Run
+
+MAX_BYTES = 2_000_000
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class _Budget:
+    """How much of a record one page shows: points drawn, characters of their data, rows per table."""
+
+    points: int
+    characters: int
+    findings: int
+    rows: int
+
+
+# The first that fits into MAX_BYTES is used.  The record itself always has everything.
+_BUDGETS = (
+    _Budget(3000, 500_000, 40, 300),
+    _Budget(1000, 200_000, 20, 120),
+    _Budget(200, 50_000, 8, 40),
+    _Budget(0, 0, 2, 10),
+)
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The report on one run, or on several side by side, at most about MAX_BYTES long."""
+    if not runs:
+        raise ValueError("no run to report on: give at least one")
+    page = ""
+    for budget in _BUDGETS:
+        page = words.encodable(_page(runs, budget))
+        if len(page.encode()) <= MAX_BYTES:
+            break
+    return page
+
+
+def _page(runs: Sequence[Run], budget: _Budget) -> str:
+    share = max(1, budget.rows // len(runs))
+    groups = figures.group(runs)
+    distributions = {
+        "ecdf": [d for d in figures.distributions(groups, figures.error_in_scale) if d.n],
+        "bias": figures.distributions(groups, figures.bias),
+        "bound": figures.distributions(groups, figures.bound_ratio),
+        "predictor": figures.distributions(groups, figures.predictor_ratio),
+    }
+    ulps = figures.ulps(groups)
+    choice = choose(runs, budget.points, budget.characters)
+    cells = _worst_cells(runs)
+    drawn = {
+        "series": [[s.label, s.kind, s.key] for s in groups.series],
+        "panels": groups.panels,
+        **{
+            name: _compact(found, groups.panels, curves=name == "ecdf")
+            for name, found in distributions.items()
+        },
+        "ulp": [[groups.panels.index(u.panel), u.series, *map(_short, u.shares)] for u in ulps],
+        "cells": cells,
+        **_scatter(runs, choice, groups.panels),
+    }
+    names = words.labels(runs)
+    return _template().render(
+        title=" and ".join(names),
+        views=[_view(run, name, budget, share) for run, name in zip(runs, names, strict=True)],
+        series=groups.series,
+        distributions=distributions,
+        ulps=ulps,
+        choice=choice,
+        worst_points=_worst_points(runs, choice),
+        cells=cells,
+        data=_json(drawn),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- views
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What the page says of one run."""
+
+    name: str
+    run: Run
+    grid: overview.Table
+    findings: list[Finding]
+    findings_left_out: int
+    broken: list[overview.Broken]
+    broken_left_out: int
+    unsupported: int
+    heat: overview.HeatMap
+    cells: list[Cell]
+    checks: list[tuple[int, object]]
+    checks_left_out: int
+    coverage: overview.Coverage
+    not_covered: list[str]
+    not_covered_left_out: int
+    worst_bound: float | None
+
+
+def _view(run: Run, name: str, budget: _Budget, share: int) -> _View:
+    findings = words.worst_first(run.findings)
+    broken, broken_left_out = overview.broken(run, max(1, share // 10))
+    ranks = {"fail": 0, "pass": 1, "skipped": 2}
+    checks = sorted(enumerate(run.verdict.checks), key=lambda item: (ranks[item[1].status], item[0]))
+    bounds = [row.bound_ratio for row in run.rows if row.bound_ratio is not None]
+    return _View(
+        name=name,
+        run=run,
+        grid=overview.grid(run),
+        findings=findings[: budget.findings],
+        findings_left_out=max(0, len(findings) - budget.findings),
+        broken=broken,
+        broken_left_out=broken_left_out,
+        unsupported=len({row.case_id for row in run.rows if row.status == "unsupported"}),
+        heat=overview.heat_map(run.verdict.cells, max(1, share // 4)),
+        cells=sorted(run.verdict.cells, key=overview.closeness, reverse=True)[:share],
+        checks=[(index, check) for index, check in checks[:share]],
+        checks_left_out=max(0, len(checks) - share),
+        coverage=overview.coverage(run),
+        not_covered=list(run.verdict.not_covered[:share]),
+        not_covered_left_out=max(0, len(run.verdict.not_covered) - share),
+        worst_bound=math.nan if any(map(math.isnan, bounds)) else max(bounds, default=None),
+    )
+
+
+def _worst_cells(runs: Sequence[Run], limit: int = 24) -> list[dict[str, object]]:
+    """The cells that are failed, or closest to it, of all runs."""
+    cells = [
+        (index, cell)
+        for index, run in enumerate(runs)
+        for cell in run.verdict.cells
+        if cell.ratio is not None
+    ]
+    cells.sort(key=lambda item: overview.closeness(item[1]), reverse=True)
+    return [
+        {
+            "series": index,
+            "label": words.clip(f"{cell.tensor} {cell.dtype} · {cell.regime} · {cell.mask}", 60),
+            **{name: _short(getattr(cell, name)) for name in ("ratio", "low", "high", "allowed")},
+            "status": cell.status,
+            "n": cell.n,
+        }
+        for index, cell in cells[:limit]
+    ]
+
+
+def _worst_points(runs: Sequence[Run], choice: Choice) -> list[dict[str, object]]:
+    """The cases with the largest errors among those drawn, for the table behind the scatter plot."""
+
+    def error(index: int) -> float:
+        row = choice.points[index].row
+        value = words.in_scale(row.kernel_rms, row)
+        return math.inf if value is None or math.isnan(value) else value
+
+    names = words.labels(runs)
+    ranked = sorted(range(len(choice.points)), key=error, reverse=True)[:25]
+    return [
+        {
+            "name": names[point.run],
+            "row": point.row,
+            "kernel": words.in_scale(point.row.kernel_rms, point.row),
+            "standard": words.in_scale(point.row.standard_rms, point.row),
+            "shape": words.clip(words.shape(point.row), 200),
+            "replay": words.replay(point.row, runs[point.run].manifest.implementation),
+            "failing": point.failing,
+        }
+        for point in (choice.points[index] for index in ranked)
+    ]
+
+
+# ---------------------------------------------------------------------------------------- data of the figures
+
+
+def _short(value: float | None) -> float | str | None:
+    """Four significant digits; NaN and infinity as text, because JSON has neither."""
+    if value is None:
+        return None
+    return float(f"{value:.4g}") if math.isfinite(value) else words.number(value)
+
+
+def _compact(
+    found: Sequence[figures.Distribution],
+    panels: Sequence[figures.Panel],
+    *,
+    curves: bool,
+) -> list[list[object]]:
+    """[panel, series, n, zeros, nonfinite, quantiles, hunt's worst, values, shares]"""
+    return [
+        [
+            panels.index(d.panel),
+            d.series,
+            d.n,
+            d.zeros,
+            d.nonfinite,
+            [_short(q) for q in d.quantiles],
+            _short(d.worst),
+            *(([_short(x) for x, _ in d.curve], [_short(y) for _, y in d.curve]) if curves else ()),
+        ]
+        for d in found
+    ]
+
+
+def _scatter(runs: Sequence[Run], choice: Choice, panels: Sequence[figures.Panel]) -> dict[str, object]:
+    """Cases once, and points that refer to them: [case, panel, error kernel, error standard, fails]."""
+    numbers: dict[tuple[int, str], int] = {}
+    cases: list[list[object]] = []
+    points: list[list[object]] = []
+    for point in choice.points:
+        row = point.row
+        key = (point.run, row.case_id)
+        if key not in numbers:
+            numbers[key] = len(cases)
+            cases.append([point.run, words.clip(words.shape(row), 200), _short(row.max_logit), row.case_json])
+        panel = panels.index((str(row.tensor), str(row.dtype)))
+        errors = (words.in_scale(error, row) for error in (row.kernel_rms, row.standard_rms))
+        points.append([numbers[key], panel, *map(_short, errors), int(point.failing)])
+    return {
+        "cases": cases,
+        "points": points,
+        "implementations": [run.manifest.implementation for run in runs],
+    }
+
+
+def _json(value: object) -> Markup:
+    """JSON for a script element: no `<`, so no end tag and no comment; ASCII, so no line separators."""
+    return Markup(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
+
+
+# ----------------------------------------------------------------------------------------------- the template
+
+_GOOD = {"pass", "yes", "equal", "exact", "proved", "holds", "ok"}
+_BAD = {"fail", "no", "refuted", "violated", "crashed", "raised", "timeout", "wrong-result"}
+
+
+def tone(status: str) -> str:
+    """good, bad or open: the colour and the sign of a status, which is always written out as well."""
+    return "good" if status.lower() in _GOOD else "bad" if status.lower() in _BAD else "open"
+
+
+def breakable(name: str) -> Markup:
+    """A file and function name that may wrap after its separators."""
+    return Markup("<wbr>").join(re.split(r"(?<=[/:])", name))
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": words.number,
+        "ratio": words.ratio,
+        "count": words.count,
+        "clip": words.clip,
+        "duration": words.duration,
+        "heat": overview.heat,
+        "times": words.times,
+        "tone": tone,
+        "breakable": breakable,
+        "recipe": lambda case: json.dumps(case, ensure_ascii=False),
+    }
+    environment.globals |= {
+        "plural": words.plural,
+        "bins": figures.ULP_BINS,
+        "style": _file("style.css"),
+        "libraries": [_library("d3.min.js", "LICENSE-d3"), _library("plot.umd.min.js", "LICENSE-plot")],
+        "script": _file("page.js"),
+    }
+    return environment.get_template("page.html")
+
+
+def _file(name: str) -> Markup:
+    return Markup((_HERE / name).read_text(encoding="utf-8"))
+
+
+def _library(name: str, licence: str) -> Markup:
+    """A library with its licence, which must travel with every copy."""
+    return Markup("/*\n{}*/\n{}").format(_file(licence), _file(name))

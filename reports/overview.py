@@ -1,0 +1,205 @@
+"""What the tables of a report say: what passes, where it is worse, what was covered, what broke."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .record import Cell, Run
+from .rows import Row
+from .words import DTYPES, TENSORS, clip, did_not_return, measured, order, replay, violates
+
+# A ratio's colour: blue where the kernel is closer to the truth, orange where it is further away.
+_STEPS = (0.25, 0.5, 0.8, 0.95, 1.05, 1.25, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Square:
+    """One tensor in one dtype: pass, fail, or 'not measured'; cases, worst error / bound."""
+
+    status: str
+    n: int
+    bound: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table: the head of its columns, and rows of a head and one entry per column."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[Square | None]]]
+
+
+def grid(run: Run) -> Table:
+    """Pass or fail per tensor and dtype."""
+    seen = {row.dtype for row in run.rows} | {cell.dtype for cell in run.verdict.cells}
+    dtypes = order([dtype for dtype in seen if dtype], DTYPES)
+    cases: dict[tuple[str, str], set[str]] = defaultdict(set)
+    worst: dict[tuple[str, str], float] = {}
+    for row in run.rows:
+        if measured(row):
+            key = (str(row.tensor), str(row.dtype))
+            cases[key].add(row.case_id)
+            if row.bound_ratio is not None:
+                worst[key] = max(worst.get(key, 0.0), row.bound_ratio)
+    bad = _failed(run, dtypes)
+
+    def square(tensor: str, dtype: str) -> Square:
+        key = (tensor, dtype)
+        status = "fail" if key in bad else "pass" if cases[key] and run.judged else "not measured"
+        return Square(
+            "not judged" if cases[key] and not run.judged else status,
+            len(cases[key]),
+            worst.get(key),
+        )
+
+    return Table(dtypes, [(tensor, [square(tensor, dtype) for dtype in dtypes]) for tensor in TENSORS])
+
+
+def _failed(run: Run, dtypes: Sequence[str]) -> set[tuple[str, str]]:
+    """Tensors and dtypes that something failed for; a failure that names no dtype counts for all of them."""
+    bad = {(str(row.tensor), str(row.dtype)) for row in run.rows if measured(row) and violates(row)}
+    bad |= {(cell.tensor, cell.dtype) for cell in run.verdict.cells if cell.status == "fail"}
+    for finding in run.findings:
+        dtype = finding.case.get("dtype")
+        hit = [dtype] if isinstance(dtype, str) and dtype in dtypes else dtypes
+        bad |= {(finding.tensor, name) for name in hit} if finding.tensor else set()
+    located = {tensor for tensor, _ in bad}
+    for check in run.verdict.checks:
+        if check.status == "fail" and check.tensor and check.tensor not in located:
+            bad |= {(check.tensor, name) for name in dtypes}
+    return bad
+
+
+# ------------------------------------------------------------------------------------------------- heat map
+
+
+@dataclass(frozen=True, slots=True)
+class HeatMap:
+    """Cells of the paired comparison: one row per regime and mask, one column per tensor and dtype."""
+
+    columns: list[tuple[str, str]]
+    rows: list[tuple[str, str, list[Cell | None]]]
+    left_out: int  # rows that are not shown; the worst are
+
+
+def heat_map(cells: Sequence[Cell], limit: int) -> HeatMap:
+    """Regimes, and within them masks, with the worst cell first."""
+    where = {(cell.regime, cell.mask, str(cell.tensor), cell.dtype): cell for cell in cells}
+    tensors = order([cell.tensor for cell in cells], TENSORS)
+    dtypes = order([cell.dtype for cell in cells], DTYPES)
+    columns = [
+        (tensor, dtype)
+        for dtype in dtypes
+        for tensor in tensors
+        if any(cell.tensor == tensor and cell.dtype == dtype for cell in cells)
+    ]
+    worst: dict[str | tuple[str, str], tuple[bool, float]] = defaultdict(lambda: (False, 0.0))
+    for cell in cells:
+        for key in (cell.regime, (cell.regime, cell.mask)):
+            worst[key] = max(worst[key], badness(cell))
+    ranked = sorted(
+        {(cell.regime, cell.mask) for cell in cells},
+        key=lambda key: (worst[key[0]], key[0], worst[key], key),
+        reverse=True,
+    )
+    rows = [
+        (regime, mask, [where.get((regime, mask, tensor, dtype)) for tensor, dtype in columns])
+        for regime, mask in ranked[:limit]
+    ]
+    return HeatMap(columns, rows, max(0, len(ranked) - limit))
+
+
+def badness(cell: Cell) -> tuple[bool, float]:
+    """Failed cells before the others, then by the ratio."""
+    return cell.status == "fail", _known(cell.ratio)
+
+
+def closeness(cell: Cell) -> tuple[bool, float]:
+    """Failed cells before the others, then by how much of what is allowed the interval reaches."""
+    high = _known(cell.high if cell.high is not None else cell.ratio)
+    return cell.status == "fail", high / cell.allowed if cell.allowed else high
+
+
+def _known(value: float | None) -> float:
+    return -1.0 if value is None else math.inf if math.isnan(value) else value
+
+
+def heat(ratio: float | None) -> str:
+    """The colour class of a ratio: h0 (far better than standard) to h7 (more than twice its error)."""
+    if ratio is None:
+        return "none"
+    return f"h{sum(ratio > step for step in _STEPS)}"
+
+
+# -------------------------------------------------------------------------------------------------- coverage
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Cases that returned, per dtype and mask (rows) and regime (columns), as (survey, hunt)."""
+
+    regimes: list[str]
+    rows: list[tuple[str, str, list[tuple[int, int]]]]
+
+
+def coverage(run: Run) -> Coverage:
+    """How many cases of each kind were measured."""
+    cases: dict[tuple[str, str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for row in run.rows:
+        if measured(row):
+            key = (str(row.dtype), row.mask or "none", row.regime or "unnamed")
+            cases[key]["hunt" if row.phase == "hunt" else "survey"].add(row.case_id)
+    regimes = order([regime for _, _, regime in cases], ())
+    dtypes = order([dtype for dtype, _, _ in cases], DTYPES)
+    masks = order([mask for _, mask, _ in cases], ("none", "causal"))
+
+    def entry(dtype: str, mask: str, regime: str) -> tuple[int, int]:
+        found = cases.get((dtype, mask, regime), {})
+        return len(found.get("survey", ())), len(found.get("hunt", ()))
+
+    rows = [
+        (dtype, mask, [entry(dtype, mask, regime) for regime in regimes])
+        for dtype in dtypes
+        for mask in masks
+    ]
+    return Coverage(regimes, [row for row in rows if any(map(sum, row[2]))])
+
+
+# ------------------------------------------------------------------------------------- cases without a result
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Cases that ended alike: how, why, how many, and the command that runs one of them again."""
+
+    status: str
+    message: str
+    n: int
+    dtypes: list[str]
+    replay: str
+
+
+def broken(run: Run, limit: int) -> tuple[list[Broken], int]:
+    """Cases that gave no result, grouped by status and message, most frequent first; and how many groups
+    are left out.
+    """
+    groups: dict[tuple[str, str], dict[str, Row]] = defaultdict(dict)
+    for row in run.rows:
+        if did_not_return(row):
+            message = (row.message or "").strip()
+            groups[row.status, message].setdefault(row.case_id, row)
+    ranked = sorted(groups.items(), key=lambda item: -len(item[1]))
+    found = [
+        Broken(
+            status=status,
+            message=clip(message, 600),
+            n=len(cases),
+            dtypes=order([row.dtype for row in cases.values() if row.dtype], DTYPES),
+            replay=clip(min((replay(r, run.manifest.implementation) for r in cases.values()), key=len), 2000),
+        )
+        for (status, message), cases in ranked[:limit]
+    ]
+    return found, len(ranked) - len(found)

@@ -1,0 +1,312 @@
+// Draws the figures from the JSON in the page, and copies replay commands.  The words and tables need none of this.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const shorten = (text, n) => (text.length > n ? text.slice(0, n - 1) + "…" : text);
+  // Colour never stands alone: every series has a dash pattern and a symbol as well (the legend's are in style.css).
+  const dashes = { k0: null, k1: "10 3", k2: "10 3 2 3", k3: "2 3 2 8", k4: "14 3 3 3", std: "6 3", rnd: "1.5 3" };
+  const symbols = { k0: "circle", k1: "diamond2", k2: "square", k3: "star", k4: "wye", std: "times", rnd: "plus" };
+  const series = data.series.map(([label, kind, key]) => ({
+    label, kind, colour: `var(--${key})`, dash: dashes[key], symbol: symbols[key],
+    short: kind === "rounded" ? "rounded" : shorten(label.split(/[:/]/).pop() || label, 10),
+  }));
+  const panelNames = data.panels.map((panel) => panel.map((name) => shorten(name, 8)).join(" "));
+  document.documentElement.classList.add("scripted");
+
+  // ------------------------------------------------------------------------------------------------ numbers
+
+  const format = (x) => {
+    if (x === null || x === undefined) return "–";
+    if (typeof x === "string") return x; // NaN, ∞
+    const size = Math.abs(x);
+    const text = x === 0 ? "0" : size >= 1e-3 && size < 1e5 ? String(+x.toPrecision(3)) : x.toExponential(1);
+    return text.replaceAll("-", "−");
+  };
+  const finite = (x) => typeof x === "number";
+  const superscript = (n) => String(n).replace(/./g, (c) => "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"["0123456789-".indexOf(c)]);
+  const power = (x) => {
+    const exponent = Math.round(Math.log10(x));
+    return exponent >= -2 && exponent <= 3 ? format(x) : `10${superscript(exponent)}`;
+  };
+
+  // Ticks of a logarithmic axis: powers of ten, thinned to fit, or 1 2 5 within less than two decades.
+  const logTicks = ([low, high], most) => {
+    const from = Math.ceil(Math.log10(low) - 1e-9), to = Math.floor(Math.log10(high) + 1e-9);
+    if (to - from < 2) {
+      const fine = d3.range(from - 1, to + 1).flatMap((e) => [1, 2, 5].map((k) => +(k * 10 ** e).toPrecision(3)));
+      const inside = fine.filter((x) => x >= low * 0.999 && x <= high * 1.001);
+      return inside.length > most ? inside.filter((x) => /^0?\.?0*1/.test(String(x))) : inside;
+    }
+    const step = Math.ceil((to - from + 1) / most);
+    return d3.range(from, to + 1).filter((e) => e % step === 0).map((e) => 10 ** e);
+  };
+  const logAxis = (domain, most) => ({ type: "log", domain, ticks: logTicks(domain, most), label: logLabel });
+  const logLabel = (x) => (Math.abs(Math.log10(x) % 1) < 1e-6 ? power(x) : format(x));
+  // From the smallest to the largest positive value, but not more than `decades` down, and with air on both sides.
+  const logDomain = (values, decades, include = []) => {
+    const positive = values.filter((x) => finite(x) && x > 0).concat(include);
+    if (!positive.length) return [0.1, 10];
+    const high = d3.max(positive), low = Math.max(d3.min(positive), high * 10 ** -decades);
+    return low === high ? [low / 3, high * 3] : [low / 1.15, high * 1.15];
+  };
+  const clamp = (x, [low, high]) => (finite(x) ? Math.min(Math.max(x, low), high) : high);
+
+  // ------------------------------------------------------------------------------------------------ drawing
+
+  const drawings = {}; // name -> function of an element that fills it
+
+  // Axes are marks of their own, because Plot's built-in ones drop labels of logarithmic scales.  A scale given to
+  // `plot` may have `ticks` and `label`, a function that writes a tick.
+  const plot = ({ x, y, marks, ...options }) => Plot.plot({
+    style: "background: none",
+    ...options,
+    x: { type: x.type, domain: x.domain, constant: x.constant, axis: null },
+    y: { type: y.type, domain: y.domain, padding: y.padding, axis: null },
+    marks: [
+      Plot.gridX(x.ticks), y.ticks && Plot.gridY(y.ticks),
+      Plot.axisX(x.ticks, { text: x.label, label: null, tickSize: 3 }),
+      y.label && Plot.axisY(y.ticks ?? y.domain, { text: y.label, label: null, tickSize: 0 }),
+      ...marks,
+    ],
+  });
+
+  // One small plot per tensor and dtype that has something: where there is room, a column per tensor and a row per
+  // dtype.  `draw` gets the panel's number and the width.
+  const dtypes = [...new Set(data.panels.map((panel) => panel[1]))];
+  const multiples = (element, panels, draw) => {
+    const grid = document.createElement("div");
+    grid.className = "multiples";
+    grid.style.setProperty("--columns", new Set(panels.map((panel) => data.panels[panel][0])).size);
+    element.append(grid);
+    for (const panel of d3.sort(panels, (p) => dtypes.indexOf(data.panels[p][1]))) {
+      const cell = document.createElement("div"), title = document.createElement("p");
+      cell.className = "panel";
+      const dtype = document.createElement("span");
+      dtype.textContent = shorten(data.panels[panel][1], 20);
+      title.append(`${data.panels[panel][0]} `, dtype);
+      cell.append(title);
+      grid.append(cell);
+      cell.append(draw(panel, cell.clientWidth, cell));
+    }
+  };
+  // The tip of a small plot opens towards the middle of the page, so that it stays on it.
+  const tip = (points, cell) => {
+    const room = cell.parentElement.clientWidth;
+    const middle = cell.offsetLeft - cell.parentElement.offsetLeft + cell.clientWidth / 2;
+    const anchor = cell.clientWidth > 0.6 * room ? undefined : middle < 0.49 * room ? "left" : "right";
+    return Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: "text", anchor }));
+  };
+  const distinct = (values) => d3.sort(new Set(values));
+
+  drawings.ecdf = (element) => {
+    const domain = logDomain(data.ecdf.flatMap((d) => d[7]), 7);
+    multiples(element, distinct(data.ecdf.map((d) => d[0])), (panel, width, cell) => {
+      const found = data.ecdf.filter((d) => d[0] === panel);
+      const marks = [], hover = [];
+      // the first series is drawn last, on top
+      for (const [, s, n, , , , , values, shares] of found.toReversed()) {
+        const start = d3.max(values, (x, i) => (x <= domain[0] ? shares[i] : 0)) ?? 0;
+        const line = values.map((x, i) => [x, shares[i]]).filter(([x]) => x > domain[0]);
+        const points = [[domain[0], start], ...line, [domain[1], line.length ? line.at(-1)[1] : start]];
+        marks.push(Plot.line(points, {
+          curve: "step-after", stroke: series[s].colour, strokeWidth: series[s].kind === "kernel" ? 2 : 1.75,
+          strokeDasharray: series[s].dash, strokeLinecap: series[s].kind === "rounded" ? "round" : "butt",
+        }));
+        for (const [x, y] of line) hover.push({ x, y, text: `${shorten(series[s].label, 30)}\n${format(100 * y)} % of ${n} cases\nare at most ${format(x)}` });
+      }
+      return plot({
+        width, height: 168, marginLeft: 30, marginRight: 10, marginTop: 8, marginBottom: 22,
+        x: logAxis(domain, width < 200 ? 3 : 5), y: { domain: [0, 1], ticks: [0, 0.5, 1], label: format },
+        marks: [Plot.ruleY([0], { strokeOpacity: 0.4 }), ...marks, tip(hover, cell)],
+      });
+    });
+  };
+
+  drawings.scatter = (element) => {
+    const logits = logDomain(data.cases.map((c) => c[2]), 8);
+    const errors = logDomain(data.points.flatMap((p) => [p[2], p[3]]), 9);
+    multiples(element, distinct(data.points.map((p) => p[1])), (panel, width, cell) => {
+      const dots = [];
+      for (const [number, where, kernel, standard, failing] of data.points) {
+        if (where !== panel) continue;
+        const [run, shape, logit] = data.cases[number];
+        const text = [
+          shorten(series[run].label, 30), ...shape.split(" · ").map((part) => shorten(part, 40)),
+          `kernel ${format(kernel)}, standard ${format(standard)}`, `largest |logit| ${format(logit)}`,
+          ...(data.cases[number][3] ? ["click to copy its replay command"] : []),
+        ].join("\n");
+        const x = clamp(logit, logits);
+        if (standard !== null) dots.push({ x, y: clamp(standard, errors), s: series[data.implementations.length], number, text });
+        dots.push({ x, y: clamp(kernel, errors), s: series[run], number, failing, text });
+      }
+      const at = { x: "x", y: "y" };
+      const figure = plot({
+        width, height: 190, marginLeft: 36, marginRight: 10, marginTop: 8, marginBottom: 22,
+        x: logAxis(logits, width < 200 ? 3 : 5), y: logAxis(errors, 5), symbol: { type: "identity" },
+        marks: [
+          Plot.dot(dots.filter((d) => d.s.kind === "standard"), { ...at, symbol: "times", r: 2.4, stroke: (d) => d.s.colour, strokeWidth: 1.2, strokeOpacity: 0.65 }),
+          Plot.dot(dots.filter((d) => d.s.kind === "kernel"), { ...at, r: 2, symbol: (d) => d.s.symbol, fill: (d) => d.s.colour, fillOpacity: 0.65 }),
+          Plot.dot(dots.filter((d) => d.failing), { ...at, r: 4.5, stroke: "var(--bad)", strokeWidth: 1.6 }),
+          tip(dots, cell),
+        ],
+      });
+      cell.classList.add("clickable");
+      figure.addEventListener("click", () => {
+        const recipe = figure.value && data.cases[figure.value.number];
+        if (recipe?.[3]) copy(`flashproof replay ${quote(recipe[3])} ${quote(data.implementations[recipe[0]])}`);
+      });
+      return figure;
+    });
+  };
+
+  // Rows grouped by panel: [{label, y, ...}], and where each group's label goes.
+  const rows = (found, unit, gap) => {
+    let y = 0;
+    const placed = [], groups = [];
+    for (const panel of distinct(found.map((d) => d[0]))) {
+      const inside = found.filter((d) => d[0] === panel);
+      y += gap;
+      groups.push({ panel, y: y + (inside.length * unit) / 2, top: y });
+      for (const d of inside) placed.push({ d, s: series[d[1]], y: (y += unit) - unit / 2 });
+    }
+    return { placed, groups, height: y + gap };
+  };
+
+  // Thin line between quantiles `ends`, thick line for the middle half, dot for the median, triangle for the hunt.
+  const strips = (found, { x, ends, rule, decades }) => (element) => {
+    const width = element.clientWidth;
+    const { placed, groups, height } = rows(found, 12, 7);
+    const everything = found.flatMap((d) => d[5].slice(ends[0], ends[1] + 1))
+      .concat(found.filter((d) => series[d[1]].kind === "kernel").map((d) => d[6]));
+    const scale = x(everything, decades, width);
+    const at = (value) => clamp(value, scale.domain);
+    const drawn = placed.filter((r) => r.d[5].length);
+    const hunted = placed.filter((r) => r.s.kind === "kernel" && r.d[6] !== null);
+    const text = ({ d, s }) => `${panelNames[d[0]]}, ${d[2]} cases\n${shorten(s.label, 26)}\nmedian ${format(d[5][3])}\nmiddle half ${format(d[5][2])} to ${format(d[5][4])}\n5 to 95 % ${format(d[5][1])} to ${format(d[5][5])}\nlargest ${format(d[5][6])}${d[6] === null ? "" : `, hunt ${format(d[6])}`}`;
+    element.append(plot({
+      width, height: height + 26, marginLeft: 74, marginRight: 14, marginTop: 4, marginBottom: 22,
+      x: scale, y: { type: "linear", domain: [height, 0] },
+      marks: [
+        Plot.ruleY(groups.slice(1), { y: (g) => g.top - 3.5, stroke: "var(--line)" }),
+        Plot.ruleX([rule], { stroke: "currentColor", strokeWidth: 1.5 }),
+        Plot.text(groups, { y: "y", text: (g) => panelNames[g.panel], frameAnchor: "left", dx: -68, textAnchor: "start", fontWeight: 600 }),
+        Plot.ruleY(drawn, { y: "y", x1: (r) => at(r.d[5][ends[0]]), x2: (r) => at(r.d[5][ends[1]]), stroke: (r) => r.s.colour, strokeWidth: 1.5 }),
+        Plot.ruleY(drawn, { y: "y", x1: (r) => at(r.d[5][2]), x2: (r) => at(r.d[5][4]), stroke: (r) => r.s.colour, strokeWidth: 6, strokeOpacity: 0.45 }),
+        Plot.dot(drawn.filter((r) => r.s.kind === "kernel"), { y: "y", x: (r) => at(r.d[5][3]), fill: (r) => r.s.colour, symbol: (r) => r.s.symbol, r: 3.2 }),
+        Plot.dot(drawn.filter((r) => r.s.kind !== "kernel"), { y: "y", x: (r) => at(r.d[5][3]), stroke: (r) => r.s.colour, symbol: (r) => r.s.symbol, r: 2.6, strokeWidth: 1.7 }),
+        Plot.dot(hunted, { y: "y", x: (r) => at(r.d[6]), stroke: (r) => r.s.colour, fill: "var(--paper)", symbol: "triangle", r: 3.2 }),
+        Plot.tip(drawn, Plot.pointer({ y: "y", x: (r) => at(r.d[5][3]), title: text, maxRadius: 60 })),
+      ],
+      symbol: { type: "identity" },
+    }));
+  };
+  const ratioScale = (values, decades, width) => logAxis(logDomain(values, decades, [1]), width < 500 ? 5 : 9);
+  const signedScale = (values, _, width) => {
+    const reach = Math.max(0.5, d3.max(values.filter(finite), Math.abs) ?? 0) * 1.1;
+    const steps = [0.1, 1, 10, 100, 1000, 1e4, 1e5, 1e6].filter((x) => x <= reach);
+    const few = width < 500 ? steps.filter((_, i) => steps.length < 4 || i % 2 === 1) : steps;
+    return {
+      type: "symlog", constant: 0.1, domain: [-reach, reach], ticks: [...few.map((x) => -x), 0, ...few],
+      label: (x) => (x > 0 ? "+" : x < 0 ? "−" : "") + (Math.abs(x) > 1000 ? power(Math.abs(x)) : format(Math.abs(x))),
+    };
+  };
+  drawings.bias = strips(data.bias, { x: signedScale, ends: [1, 5], rule: 0 });
+  drawings.bound = strips(data.bound, { x: ratioScale, ends: [0, 6], rule: 1, decades: 6 });
+  drawings.predictor = strips(data.predictor, { x: ratioScale, ends: [0, 6], rule: 1, decades: 4 });
+
+  drawings.ulp = (element) => {
+    const names = ["exact", "at most ½ ulp off", "½ to 1 ulp off", "1 to 2 ulp off", "more than 2 ulp off"];
+    multiples(element, distinct(data.ulp.map((d) => d[0])), (panel, width, cell) => {
+      const bars = [];
+      for (const [, s, ...shares] of data.ulp.filter((d) => d[0] === panel)) {
+        let x = 0;
+        shares.forEach((share, bin) => {
+          const text = `${shorten(series[s].label, 30)}\n${format(100 * share)} % of elements\n${names[bin]}`;
+          if (share > 0) bars.push({ y: series[s].short, x1: x, x2: x + share, x: x + share / 2, bin, text });
+          x += share;
+        });
+      }
+      const labels = [...new Set(bars.map((b) => b.y))];
+      return plot({
+        width, height: labels.length * 21 + 26, marginLeft: 62, marginRight: 18, marginTop: 2, marginBottom: 22,
+        x: { domain: [0, 1], ticks: [0, 0.5, 1], label: (x) => `${100 * x} %` },
+        y: { domain: labels, label: (y) => y, padding: 0.22 },
+        marks: [
+          Plot.barX(bars, { y: "y", x1: "x1", x2: "x2", fill: (b) => `var(--u${b.bin})`, inset: 0, insetRight: 0.5 }),
+          tip(bars, cell),
+        ],
+      });
+    });
+  };
+
+  drawings.cells = (element) => {
+    const width = element.clientWidth, narrow = width < 620;
+    const unit = narrow ? 34 : 20, margin = narrow ? 8 : 250;
+    const several = data.implementations.length > 1;
+    const cells = data.cells.map((c, i) => ({ ...c, y: i * unit + (narrow ? 25 : unit / 2) }));
+    const scale = logAxis(logDomain(cells.flatMap((c) => [c.ratio, c.low, c.high, c.allowed]), 5, [1]), narrow ? 5 : 9);
+    const at = (x) => clamp(x, scale.domain), known = (name) => cells.filter((c) => c[name] !== null);
+    const colour = (c) => (c.status === "fail" ? "var(--bad)" : several ? series[c.series].colour : "var(--k0)");
+    const text = (c) => `${c.label.replaceAll(" · ", "\n")}${several ? `\n${shorten(series[c.series].label, 30)}` : ""}\nratio ${format(c.ratio)}\ninterval ${format(c.low)} to ${format(c.high)}\n${format(c.allowed)} allowed: ${c.status}\n${c.n} cases`;
+    element.append(plot({
+      width, height: cells.length * unit + 34, marginLeft: margin, marginRight: 14, marginTop: 4, marginBottom: 24,
+      x: scale, y: { type: "linear", domain: [cells.length * unit + 4, 0] }, symbol: { type: "identity" },
+      marks: [
+        Plot.ruleX([1], { stroke: "currentColor", strokeWidth: 1.5 }),
+        Plot.text(cells, { y: (c) => (narrow ? c.y - 14 : c.y), text: (c) => shorten(c.label, narrow ? Math.floor(width / 7) : 42), frameAnchor: "left", dx: narrow ? 0 : -margin + 2, textAnchor: "start", fill: "currentColor", stroke: "var(--paper)", strokeWidth: 4 }),
+        Plot.ruleY(cells.filter((c) => c.low !== null && c.high !== null), { y: "y", x1: (c) => at(c.low), x2: (c) => at(c.high), stroke: colour, strokeWidth: 1.75 }),
+        Plot.dot(known("allowed"), { y: "y", x: (c) => at(c.allowed), symbol: { draw: (context, size) => { const r = Math.sqrt(size); context.moveTo(0, -r); context.lineTo(0, r); } }, r: 5, stroke: "currentColor", strokeWidth: 1.75 }),
+        Plot.dot(cells.filter((c) => c.status !== "fail"), { y: "y", x: (c) => at(c.ratio), fill: colour, symbol: (c) => series[c.series].symbol, r: 3.6 }),
+        Plot.dot(cells.filter((c) => c.status === "fail"), { y: "y", x: (c) => at(c.ratio), symbol: "times", stroke: colour, strokeWidth: 2.5, r: 4 }),
+        Plot.tip(cells, Plot.pointer({ y: "y", x: (c) => at(c.ratio), title: text })),
+      ],
+    }));
+  };
+
+  // A figure that cannot be drawn says so in its place; the others, and all tables, remain.
+  const draw = (element) => {
+    element.replaceChildren();
+    try {
+      drawings[element.id.replace("-drawing", "")](element);
+    } catch (error) {
+      element.textContent = `This figure could not be drawn (${error.message}). Its table is below.`;
+      console.error(error);
+    }
+  };
+  const watch = new ResizeObserver((entries) => {
+    for (const { target, contentRect } of entries) {
+      const width = Math.round(contentRect.width);
+      if (width === 0 || target.drawnAt === width) continue;
+      target.drawnAt = width;
+      draw(target);
+    }
+  });
+  for (const element of document.querySelectorAll(".drawing")) watch.observe(element);
+
+  // ------------------------------------------------------------------------------------------------ copying
+
+  const quote = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'"'"'`)}'`);
+  const announce = document.getElementById("announce");
+
+  async function copy(text) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch { // no permission, or a browser that trusts no local file
+      const area = document.createElement("textarea");
+      area.value = text;
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    announce.textContent = "";
+    announce.textContent = "Copied: " + text.slice(0, 120);
+  }
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest?.(".copy");
+    if (!button) return;
+    await copy(button.closest(".command").querySelector("code").textContent);
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  });
+})();

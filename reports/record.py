@@ -1,0 +1,301 @@
+"""The record of a run: what its folder holds, and how it is read and written.
+
+    manifest.json     what was run, with what, where
+    results.parquet   one row per case and tensor (`rows.Row`)
+    shards/*.jsonl    the same rows as the workers made them; all there is of an interrupted run
+    verdict.json      the verdict, the checks and the cells it rests on
+    findings/NNN.json failed checks with their smallest case; NNN.py is the same as a standalone script
+
+The record is versioned: `SCHEMA` is what this code writes and the newest that it reads.  Unknown keys are
+errors, so that a misspelt or newer field is never silently dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+
+from .rows import (
+    COLUMNS,
+    RecordError,
+    Row,
+    ShardWriter,
+    read_parquet,
+    read_shards,
+    replace_atomic,
+    write_parquet_atomic,
+)
+
+__all__ = [
+    "COLUMNS",
+    "SCHEMA",
+    "Answer",
+    "Cell",
+    "Check",
+    "Counts",
+    "Exactness",
+    "Finding",
+    "Git",
+    "Manifest",
+    "RecordError",
+    "Row",
+    "Run",
+    "ShardWriter",
+    "Verdict",
+    "load",
+    "read_shards",
+    "write_json_atomic",
+    "write_parquet_atomic",
+]
+
+SCHEMA = 1
+
+_NAMED = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+
+# JSON has no NaN or infinity, and both are what a broken kernel returns: they travel as strings.
+Number = Annotated[float, BeforeValidator(lambda x: _NAMED.get(x, x) if isinstance(x, str) else x)]
+Tensor = Literal["out", "lse", "dq", "dk", "dv"]
+Recipe = dict[str, JsonValue]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, ser_json_inf_nan="strings")
+
+
+class Git(_Model):
+    """The commit that was measured; `dirty` when the working tree differed from it."""
+
+    commit: str
+    dirty: bool
+
+
+class Manifest(_Model):
+    """What was run, with what, where: manifest.json."""
+
+    version: int = Field(default=SCHEMA, alias="schema")
+    implementation: str
+    profile: str
+    seed: int
+    created: str  # ISO 8601, with its offset
+    command: str
+    device: str
+    versions: dict[str, str]
+    machine: dict[str, JsonValue]
+    git: Git | None = None
+    interrupted: bool = False
+    conventions: dict[str, JsonValue] = {}
+    profile_settings: dict[str, JsonValue] = {}
+
+
+class Answer(_Model):
+    """One of the three answers: its status, and the evidence in words."""
+
+    status: str
+    evidence: str
+
+
+class Exactness(_Model):
+    """The three kinds of "exact", answered separately."""
+
+    algebraic: Answer
+    bitwise: Answer
+    accuracy: Answer
+
+
+class Check(_Model):
+    """One question, its status, and the numbers behind it; `n` is how many cases it rests on."""
+
+    name: str
+    status: Literal["pass", "fail", "skipped"]
+    tensor: Tensor | None = None
+    n: int = 0
+    detail: str = ""
+
+
+class Finding(_Model):
+    """A failed check with its smallest case.  `name` is its file's, and is not written into it."""
+
+    check: str
+    tensor: Tensor | None = None
+    case: Recipe
+    replay: str
+    observed: Number
+    allowed: Number
+    detail: str = ""
+    original_case: Recipe | None = None
+    shrink_steps: int = 0
+    name: str = Field(default="", exclude=True)
+
+
+class Cell(_Model):
+    """RMSE of the kernel / RMSE of standard in one cell: geometric mean over n cases, with its interval."""
+
+    dtype: str
+    tensor: Tensor
+    mask: str
+    regime: str
+    n: int
+    ratio: Number | None = None
+    low: Number | None = None
+    high: Number | None = None
+    allowed: Number | None = None
+    status: str
+
+
+class Counts(_Model):
+    """Cases measured: independent ones (survey), and those of the search for the worst (hunt)."""
+
+    cases: int = 0
+    survey: int = 0
+    hunt: int = 0
+
+
+class Verdict(_Model):
+    """Pass, fail, or nothing measured, and everything that this rests on: verdict.json."""
+
+    version: int = Field(default=SCHEMA, alias="schema")
+    implementation: str
+    verdict: Literal["pass", "fail", "nothing-measured"]
+    sentence: str
+    exactness: Exactness
+    checks: tuple[Check, ...] = Field(default=(), strict=False)
+    findings: tuple[Finding, ...] = Field(default=(), strict=False)
+    cells: tuple[Cell, ...] = Field(default=(), strict=False)
+    not_covered: tuple[str, ...] = Field(default=(), strict=False)
+    counts: Counts = Counts()
+    seconds: Number = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A record in memory.  `judged` is False when the run stopped before it wrote a verdict."""
+
+    folder: Path
+    manifest: Manifest
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    rows: tuple[Row, ...]
+    judged: bool = True
+
+
+# -------------------------------------------------------------------------------------------------- reading
+
+
+def load(folder: Path) -> Run:
+    """Read a run's folder.  Raises RecordError, with one line that says what to do."""
+    if not folder.is_dir():
+        raise RecordError(f"{folder} is not a folder: give the folder that `flashproof verify --out` wrote")
+    if not (folder / "manifest.json").is_file():
+        raise RecordError(
+            f"{folder} is not a run (no manifest.json): give what `flashproof verify --out` wrote",
+        )
+    manifest = _read(folder / "manifest.json", Manifest, versioned=True)
+    rows = _rows(folder)
+    judged = (folder / "verdict.json").is_file()
+    verdict = (
+        _read(folder / "verdict.json", Verdict, versioned=True)
+        if judged
+        else _unjudged(folder, manifest, rows)
+    )
+    findings = tuple(
+        _read(path, Finding).model_copy(update={"name": path.stem})
+        for path in sorted((folder / "findings").glob("*.json"))
+    )
+    return Run(folder, manifest, verdict, findings or verdict.findings, rows, judged)
+
+
+def _rows(folder: Path) -> tuple[Row, ...]:
+    if (folder / "results.parquet").is_file():
+        return read_parquet(folder / "results.parquet")
+    try:
+        return tuple(read_shards(sorted((folder / "shards").glob("*.jsonl"))))
+    except OSError as error:
+        raise RecordError(f"{folder / 'shards'} cannot be read ({error.strerror})") from error
+
+
+def _unjudged(folder: Path, manifest: Manifest, rows: tuple[Row, ...]) -> Verdict:
+    """What is said of a run that stopped before its verdict: never a pass, whatever its rows say."""
+    answer = Answer(status="not judged", evidence="the run stopped before its verdict")
+    by_phase = {phase: len({r.case_id for r in rows if r.phase == phase}) for phase in ("survey", "hunt")}
+    cases = sum(by_phase.values())
+    return Verdict(
+        implementation=manifest.implementation,
+        verdict="nothing-measured",
+        sentence=f"The run stopped before it reached a verdict; {cases} cases were recorded. "
+        f"Judge them with: flashproof gate {folder}",
+        exactness=Exactness(algebraic=answer, bitwise=answer, accuracy=answer),
+        counts=Counts(cases=cases, **by_phase),
+    )
+
+
+M = TypeVar("M", bound=_Model)
+
+
+def _read(path: Path, model: type[M], *, versioned: bool = False) -> M:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise RecordError(
+            f"{path} is damaged or cut short ({error}): restore it, or measure again",
+        ) from error
+    if versioned:
+        _refuse_newer(path, value)
+    try:
+        return model.model_validate_json(json.dumps(value))
+    except ValidationError as error:
+        raise RecordError(f"{path}: {_explain(error)}") from error
+
+
+def _refuse_newer(path: Path, value: object) -> None:
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise RecordError(f"{path} has no schema number: it was not written by flashproof")
+    if schema > SCHEMA:
+        raise RecordError(
+            f"{path}: this record has schema {schema}, this flashproof reads up to {SCHEMA}: "
+            "upgrade flashproof",
+        )
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing wrong, in one line."""
+
+    def sentences() -> Iterator[str]:
+        for problem in error.errors(include_url=False, include_input=False, include_context=False):
+            where = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                yield f"unknown key {where!r}: upgrade flashproof, or remove it"
+            elif problem["type"] == "missing":
+                yield f"key {where!r} is missing: measure again"
+            else:
+                yield f"{where}: {problem['msg'].splitlines()[0]}"
+
+    found = list(sentences())
+    return found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
+
+
+# -------------------------------------------------------------------------------------------------- writing
+
+
+def write_json_atomic(path: Path, model: BaseModel) -> None:
+    """Write a model as JSON: either the whole file is there under its name, or nothing is new.
+
+    Raises RecordError when the folder cannot be written to.
+    """
+    text = json.dumps(json.loads(model.model_dump_json(by_alias=True)), indent=2, ensure_ascii=False) + "\n"
+
+    def fill(part: Path) -> None:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    try:
+        replace_atomic(path, fill)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RecordError(f"{path} cannot be written ({reason}): choose another folder") from error

@@ -1,0 +1,147 @@
+"""A record as Markdown for a CI step's summary, and as annotations of the step.
+
+GitHub drops a step summary above 1 MiB entirely, and all but the first ten errors of a step, in the order
+printed: so the summary is cut, and the annotations are few and worst first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from .record import Check, Finding, Run
+from .words import clip, count, duration, encodable, number, plural, worst_first
+
+MAX_BYTES = 1_000_000
+MAX_ANNOTATIONS = 9
+_SIGNS = {"pass": "✅", "fail": "❌"}  # an answer's or a check's status; anything else is ➖
+_CHECKS = 200
+_FINDINGS = 5
+
+
+def summary(run: Run) -> str:
+    """Verdict, the three answers, the checks, the worst findings with their replay commands."""
+    blocks = [*_head(run), _checks(run.verdict.checks), *_findings(run.findings)]
+    if run.verdict.not_covered:
+        items = "\n".join(f"- {_inline(item)}" for item in run.verdict.not_covered[:50])
+        blocks.append(f"<details><summary>Not covered</summary>\n\n{items}\n\n</details>")
+    text = ""
+    for block in map(encodable, filter(None, blocks)):
+        if len((text + block).encode()) > MAX_BYTES:
+            return text + "\nThe rest does not fit here: see the report.\n"
+        text += block + "\n\n"
+    return text
+
+
+def _head(run: Run) -> Iterable[str]:
+    verdict, exactness = run.verdict, run.verdict.exactness
+    word = verdict.verdict.replace("-", " ") if run.judged else "not judged"
+    yield f"## {_SIGNS.get(word, '➖')} flashproof {_inline(run.manifest.implementation)}: {word}"
+    yield _inline(verdict.sentence)
+    if run.manifest.interrupted or not run.judged:
+        yield "**The run was interrupted: these results are partial.**"
+    answers = (
+        ("algebraic", exactness.algebraic),
+        ("bitwise", exactness.bitwise),
+        ("accuracy", exactness.accuracy),
+    )
+    yield _table(
+        ("exact?", "answer", "evidence"),
+        (
+            (name, f"{_SIGNS.get(a.status, '➖')} {_inline(a.status)}", _inline(a.evidence))
+            for name, a in answers
+        ),
+    )
+    counts = verdict.counts
+    yield (
+        f"{plural(counts.cases, 'case')} ({count(counts.survey)} survey, {count(counts.hunt)} hunt) in "
+        f"{duration(verdict.seconds)}, profile {_inline(run.manifest.profile)}, "
+        f"{_inline(run.manifest.device)}."
+    )
+
+
+def _checks(checks: Iterable[Check]) -> str:
+    ranks = {"fail": 0, "pass": 1, "skipped": 2}
+    ranked = sorted(checks, key=lambda check: ranks[check.status])
+    rows = (
+        (
+            f"{_SIGNS.get(c.status, '➖')} {c.status}",
+            _inline(c.name),
+            c.tensor or "all",
+            count(c.n),
+            _inline(c.detail),
+        )
+        for c in ranked[:_CHECKS]
+    )
+    table = _table(("", "check", "tensor", "cases", "detail"), rows) if ranked else "No check was made."
+    return table + (f"\n\nand {count(len(ranked) - _CHECKS)} more." if len(ranked) > _CHECKS else "")
+
+
+def _findings(findings: Iterable[Finding]) -> Iterable[str]:
+    ranked = worst_first(tuple(findings))
+    if ranked:
+        yield "### Findings"
+    for f in ranked[:_FINDINGS]:
+        what = f"**{_inline(f.check)}**" + (f" of `{f.tensor}`" if f.tensor else "")
+        line = f"{what}: {number(f.observed)} observed, {number(f.allowed)} allowed. {_inline(f.detail)}"
+        yield f"{line}\n\n{_block(f.replay)}"
+    if len(ranked) > _FINDINGS:
+        yield f"{plural(len(ranked) - _FINDINGS, 'more finding')} in the report."
+
+
+def github_annotations(run: Run) -> list[str]:
+    """At most MAX_ANNOTATIONS workflow commands, worst first; the last says how many are left out."""
+    lines = [
+        _annotation(
+            f"{f.check} {f.tensor or ''}".strip(),
+            f"{number(f.observed)} observed, {number(f.allowed)} allowed. {f.detail}\n{f.replay}",
+        )
+        for f in worst_first(run.findings)
+    ]
+    found = {(f.check, f.tensor) for f in run.findings}
+    lines += [
+        _annotation(f"{c.name} {c.tensor or ''}".strip(), c.detail or "the check failed")
+        for c in run.verdict.checks
+        if c.status == "fail" and (c.name, c.tensor) not in found
+    ]
+    if not run.judged or run.verdict.verdict == "nothing-measured":
+        lines.insert(0, _annotation("no verdict", run.verdict.sentence))
+    if len(lines) <= MAX_ANNOTATIONS:
+        return lines
+    kept = lines[: MAX_ANNOTATIONS - 1]
+    return [*kept, _annotation("more", f"{len(lines) - len(kept)} more failures are in the report")]
+
+
+def _annotation(title: str, message: str) -> str:
+    """A workflow command; its values must not end the line or the property."""
+    escaped = encodable(clip(message, 3000)).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    name = (
+        encodable(clip(f"flashproof: {title}", 200))
+        .replace("%", "%25")
+        .replace("\r", "%0D")
+        .replace("\n", "%0A")
+    )
+    return f"::error title={name.replace(':', '%3A').replace(',', '%2C')}::{escaped}"
+
+
+# ------------------------------------------------------------------------------------------------- Markdown
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    names = list(head)
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _inline(text: str) -> str:
+    """Text from a record as one line of Markdown that stays text: no markup, no table or line break."""
+    line = " ".join(clip(text, 1000).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]|#~@])", r"\\\1", line)
+
+
+def _block(text: str) -> str:
+    """A fenced block whose fence is longer than any run of backticks in it."""
+    body = clip(text, 4000)
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", body)), default=0))
+    return f"{fence}sh\n{body}\n{fence}"

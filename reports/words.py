@@ -1,0 +1,142 @@
+"""How a record is put into words: numbers, durations, names, commands, and what counts as a failure."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+
+from .record import Finding, Run
+from .rows import Row
+
+TENSORS = ("out", "lse", "dq", "dk", "dv")
+DTYPES = ("fp16", "bf16", "fp32")
+_THIN = "\N{NARROW NO-BREAK SPACE}"  # between thousands
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a table: 0.51, 1.2e-07, 12 400; a dash where nothing was measured."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e5:
+        decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+        text = f"{value:,.{decimals}f}".replace(",", _THIN)
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+    else:
+        text = f"{value:.{digits - 1}e}"
+    return text.replace("-", "−", 1) if text.startswith("-") else text
+
+
+def ratio(value: float | None) -> str:
+    """A ratio for a column of ratios, its decimals aligned: 0.51, 1.00, 12.3, 0.004."""
+    if value is None or not math.isfinite(value) or value >= 1000:
+        return number(value, 2)
+    if value < 0.0995:
+        return f"{value:.3f}" if value >= 5e-4 or value == 0 else "<0.001"
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
+
+
+def count(value: int) -> str:
+    """An integer, its thousands apart."""
+    return f"{value:,}".replace(",", _THIN)
+
+
+def plural(n: int, noun: str) -> str:
+    """1 case, 2 cases."""
+    return f"{count(n)} {noun}{'' if n == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """0.42 s, 42 s, 3 min 10 s, 2 h 5 min."""
+    if not math.isfinite(seconds) or seconds < 60:
+        return f"{number(seconds, 2)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def clip(text: str, limit: int = 2000) -> str:
+    """The text, or its beginning and how much is missing: no message may fill the page."""
+    return text if len(text) <= limit else f"{text[:limit]}… ({count(len(text) - limit)} more characters)"
+
+
+def encodable(text: str) -> str:
+    """The text without halves of surrogate pairs: a message that quotes a path may have one, UTF-8 not."""
+    return text.encode(errors="replace").decode()
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A short name for each run, no two the same."""
+    names: list[str] = []
+    for run in runs:
+        name = clip(run.manifest.implementation, 80)
+        same = sum(other == name or other.startswith(f"{name} #") for other in names)
+        names.append(f"{name} #{same + 1}" if same else name)
+    return names
+
+
+def replay(row: Row, implementation: str) -> str:
+    """The command that runs this row's case again, quoted for a POSIX shell."""
+    if row.case_json is None:
+        return ""
+    return f"flashproof replay {shlex.quote(row.case_json)} {shlex.quote(implementation)}"
+
+
+def shape(row: Row) -> str:
+    """Regime, mask and sizes of a row's case, in one line."""
+    sizes = " ".join(f"{name}{getattr(row, name)}" for name in ("B", "H", "HK", "M", "N", "D"))
+    return f"{row.regime or 'no regime'} · mask {row.mask or 'none'} · {sizes.replace('None', '–')}"
+
+
+# --------------------------------------------------------------------------------------------------- failures
+
+
+def did_not_return(row: Row) -> bool:
+    """No result to measure: the kernel raised, hung, crashed, or gave something that is no such tensor."""
+    return row.status not in ("ok", "unsupported")
+
+
+def measured(row: Row) -> bool:
+    """A tensor that came back and was compared with the truth."""
+    return row.status == "ok" and row.tensor is not None and row.dtype is not None
+
+
+def violates(row: Row) -> bool:
+    """Beyond any statistics: over the a priori bound, or NaN or infinity where the truth is finite."""
+    over = row.bound_ratio is not None and not row.bound_ratio <= 1  # NaN is over as well
+    return over or (row.nonfinite or 0) > 0
+
+
+def in_scale(error: float | None, row: Row) -> float | None:
+    """An absolute error of this row in units of its natural scale; None where there is no scale."""
+    if error is None or not row.natural_scale or not math.isfinite(row.natural_scale):
+        return None
+    return error / row.natural_scale
+
+
+def used(finding: Finding) -> float:
+    """How many times the allowed value was observed; infinite where nothing is allowed, or NaN came out."""
+    if math.isnan(finding.observed) or finding.allowed <= 0 or math.isnan(finding.allowed):
+        return math.inf
+    return abs(finding.observed) / finding.allowed
+
+
+def times(finding: Finding) -> str:
+    """': 3.1 times what is allowed', or nothing where a multiple would say nothing."""
+    factor = used(finding)
+    return f": {number(factor, 2)} times what is allowed" if 1 < factor < math.inf else ""
+
+
+def worst_first(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings by how far they are over what is allowed; equal ones keep the order of the record."""
+    return sorted(findings, key=used, reverse=True)
+
+
+def order(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Distinct names in the order of `known`, then the others by name."""
+    return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))

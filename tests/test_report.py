@@ -1,0 +1,844 @@
+"""The reports: whatever a record holds, they say it, escape it, fit their size, and are drawn."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+import pytest
+from flashproof.reports import figures, overview, points, words
+from flashproof.reports.html import MAX_BYTES, render
+from flashproof.reports.junit import junit
+from flashproof.reports.record import (
+    Answer,
+    Cell,
+    Check,
+    Counts,
+    Exactness,
+    Finding,
+    Git,
+    Manifest,
+    Row,
+    Run,
+    Verdict,
+)
+from flashproof.reports.summary import github_annotations, summary
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+TENSORS = ("out", "lse", "dq", "dk", "dv")
+REGIMES = ("normal", "outlier", "large", "plateau", "vcancel")
+MASKS = ("none", "causal", "causal+window")
+HOSTILE = (
+    "</script><script>document.title='pwned'</script><!-- <img src=x onerror=alert(2)>{{7*7}}]]>|`\n"
+    "\x00\ud800\u2028\"'&"
+)
+
+
+# ---------------------------------------------------------------------------------------- a synthetic record
+
+
+def make_rows(
+    n: int,
+    *,
+    broken: bool = False,
+    tensors: tuple[str, ...] = TENSORS,
+    seed: int = 0,
+) -> list[Row]:
+    """Rows with the shape of real ones: standard worse with the logits, the kernel near the rounded truth;
+    a broken kernel is 40 times over its bound in dq, biased in out, not finite in dk, and raises at times.
+    """
+    draw = random.Random(seed)
+    found = []
+    for i in range(n):
+        dtype = ("fp16", "bf16")[i % 2]
+        regime = REGIMES[i // 2 % len(REGIMES)]
+        logit = (40 if regime == "large" else 4) * math.exp(draw.gauss(0, 0.5))
+        case = {"B": 1, "H": 2, "M": 64, "N": 77, "D": 64, "dtype": dtype, "regime": regime, "seed": i}
+        base = Row(
+            case_id=f"{i:016x}",
+            phase="hunt" if i % 13 == 12 else "survey",
+            status="ok",
+            seconds=0.1,
+            dtype=dtype,
+            regime=regime,
+            mask=MASKS[i // 10 % 3],
+            B=1,
+            H=2,
+            HK=2,
+            M=64,
+            N=77,
+            D=64,
+            scale=0.125,
+            layout="bhsd",
+            seed=i,
+            max_logit=logit,
+            case_json=json.dumps(case),
+        )
+        if broken and i % 29 == 7:
+            found.append(replace(base, status="raised", message="RuntimeError: an illegal memory access"))
+            continue
+        for tensor in tensors:
+            scale = {"fp16": 2**-11, "bf16": 2**-8}[dtype] * math.exp(draw.gauss(0, 0.3))
+            rounded = 0.3 * scale
+            bad = broken and tensor == "dq" and regime == "large"
+            missing = broken and tensor == "dk" and i % 50 == 3
+            kernel = rounded * 1.1 * math.exp(abs(draw.gauss(0, 0.2))) * (20 if bad else 1)
+            standard = 0.0 if regime == "vcancel" else rounded * max(2, logit / 4)
+            found.append(
+                replace(
+                    base,
+                    tensor=tensor,
+                    elements=8192,
+                    nonfinite=3 if missing else 0,
+                    kernel_max=math.nan if missing else 4 * kernel,
+                    kernel_rms=math.nan if missing else kernel,
+                    standard_max=4 * standard,
+                    standard_rms=standard,
+                    rounded_max=3 * rounded,
+                    rounded_rms=rounded,
+                    natural_scale=scale,
+                    log_ratio=-0.7,
+                    bound_ratio=0.2 * math.exp(draw.gauss(0, 0.3)) * (40 if bad else 1),
+                    predictor_ratio=math.exp(draw.gauss(0, 0.1)),
+                    standard_bias=draw.gauss(0, 0.3),
+                    rounded_bias=0.001,
+                    kernel_bias=draw.gauss(0, 0.02) - (0.3 if broken and tensor == "out" else 0),
+                    kernel_ulp=(2000, 5000, 1192, 0, 0),
+                    standard_ulp=(500, 3500, 3000, 1000, 192),
+                    rounded_ulp=(1000, 7192, 0, 0, 0),
+                    bitwise_standard=0.3,
+                ),
+            )
+    return found
+
+
+def make_run(n: int = 120, *, broken: bool = False, name: str = "flash", **options: Any) -> Run:
+    found = make_rows(n, broken=broken, **options)
+    case = {"B": 1, "M": 1, "N": 17, "D": 16, "dtype": "bf16", "regime": "large", "seed": 17}
+    findings = (
+        (
+            Finding(
+                check="bound",
+                tensor="dq",
+                case=case,
+                replay="flashproof replay '{\"B\": 1}' flash",
+                observed=15.9,
+                allowed=1.0,
+                detail="15.9 times the bound",
+                original_case={**case, "M": 64},
+                shrink_steps=9,
+                name="001",
+            ),
+            Finding(
+                check="finite",
+                tensor="dk",
+                case=case,
+                replay="flashproof replay x",
+                observed=math.nan,
+                allowed=0.0,
+            ),
+        )
+        if broken
+        else ()
+    )
+    failed = {(finding.check, finding.tensor) for finding in findings}
+    checks = tuple(
+        Check(
+            name=check,
+            tensor=tensor,
+            n=n,
+            detail="0.4 of 1",
+            status="fail" if (check, tensor) in failed else "pass",
+        )
+        for check in ("bound", "finite")
+        for tensor in TENSORS
+    )
+    cells = tuple(
+        Cell(
+            dtype=dtype,
+            tensor=tensor,
+            mask=mask,
+            regime=regime,
+            n=8,
+            ratio=0.5,
+            low=0.45,
+            high=0.6,
+            allowed=1.1,
+            status="fail" if broken and tensor == "dq" and regime == "large" else "pass",
+        )
+        for dtype in ("fp16", "bf16")
+        for tensor in TENSORS
+        for mask in MASKS
+        for regime in REGIMES
+    )
+    answer = Answer(status="pass", evidence="12 cases, 0 mismatches")
+    verdict = Verdict(
+        implementation=name,
+        verdict="fail" if broken else "pass",
+        sentence="Exact, as far as this run can tell.",
+        exactness=Exactness(
+            algebraic=answer, bitwise=Answer(status="different", evidence="31 %"), accuracy=answer
+        ),
+        checks=(*checks, Check(name="window", status="skipped", detail="no window argument")),
+        findings=findings,
+        cells=cells,
+        not_covered=("dropout",),
+        counts=Counts(cases=n, survey=n - n // 13, hunt=n // 13),
+        seconds=187.3,
+    )
+    manifest = Manifest(
+        implementation=name,
+        profile="ci",
+        seed=0,
+        created="2026-11-20T11:00:00+00:00",
+        device="cpu (interpreted)",
+        command=f"flashproof verify {name}",
+        versions={"python": "3.11.7"},
+        machine={"cores": 2},
+        git=Git(commit="3f2a9c4", dirty=True),
+        conventions={"layout": "bhsd"},
+    )
+    return Run(Path("run"), manifest, verdict, findings, tuple(found))
+
+
+def nothing(rows: list[Row], verdict: str = "nothing-measured") -> Run:
+    """A run with these rows and an otherwise empty verdict."""
+    run = make_run(0)
+    answer = Answer(status="skipped", evidence="nothing was measured")
+    exactness = Exactness(algebraic=answer, bitwise=answer, accuracy=answer)
+    empty = {"checks": (), "cells": (), "not_covered": (), "counts": Counts(), "exactness": exactness}
+    return replace(
+        run,
+        rows=tuple(rows),
+        verdict=run.verdict.model_copy(update={**empty, "verdict": verdict}),
+    )
+
+
+def hostile(run: Run) -> Run:
+    """The same run with a hostile string wherever a record has text."""
+    dirty = [
+        replace(
+            row,
+            regime=HOSTILE,
+            mask=HOSTILE,
+            message=HOSTILE,
+            case_json=json.dumps({"x": HOSTILE}),
+            dtype=HOSTILE if i % 7 == 0 else row.dtype,
+        )
+        for i, row in enumerate(run.rows)
+    ]
+    text = {
+        "detail": HOSTILE,
+        "replay": HOSTILE,
+        "case": {HOSTILE: HOSTILE},
+        "original_case": {HOSTILE: HOSTILE},
+    }
+    findings = tuple(f.model_copy(update={**text, "check": HOSTILE}) for f in run.findings)
+    answer = Answer(status=HOSTILE, evidence=HOSTILE)
+    verdict = run.verdict.model_copy(
+        update={
+            "sentence": HOSTILE,
+            "not_covered": (HOSTILE,),
+            "findings": findings,
+            "exactness": Exactness(algebraic=answer, bitwise=answer, accuracy=answer),
+            "checks": tuple(
+                c.model_copy(update={"name": HOSTILE, "detail": HOSTILE}) for c in run.verdict.checks
+            ),
+            "cells": tuple(
+                c.model_copy(update={"regime": HOSTILE, "mask": HOSTILE}) for c in run.verdict.cells
+            ),
+        },
+    )
+    manifest = run.manifest.model_copy(
+        update=dict.fromkeys(("implementation", "profile", "command", "device", "created"), HOSTILE)
+        | {"versions": {HOSTILE: HOSTILE}, "machine": {HOSTILE: HOSTILE}},
+    )
+    return replace(run, rows=tuple(dirty), findings=findings, verdict=verdict, manifest=manifest)
+
+
+def nulls(n: int = 20) -> list[Row]:
+    return [Row(case_id=str(i), phase="survey", status="ok", tensor="out", dtype="bf16") for i in range(n)]
+
+
+def raised(n: int = 20) -> list[Row]:
+    return [
+        Row(case_id=str(i), phase="survey", status="raised", message=f"boom {i % 3}", dtype="bf16")
+        for i in range(n)
+    ]
+
+
+UNUSUAL = {
+    "nothing measured": lambda: [nothing([])],
+    "only raised": lambda: [nothing(raised(), "fail")],
+    "all NULL": lambda: [nothing(nulls(), "pass")],
+    "no dtype": lambda: [nothing([Row(case_id="a", phase="survey", status="ok", tensor="out")])],
+    "no gradients": lambda: [make_run(40, tensors=("out", "lse"))],
+    "one case": lambda: [make_run(1)],
+    "hunt only": lambda: [replace(r := make_run(20), rows=tuple(replace(x, phase="hunt") for x in r.rows))],
+    "all zero": lambda: [with_errors(make_run(20), 0.0)],
+    "all NaN": lambda: [with_errors(make_run(20), math.nan)],
+    "all infinite": lambda: [with_errors(make_run(20), math.inf)],
+    "hostile": lambda: [hostile(make_run(60, broken=True))],
+    "interrupted": lambda: [replace(make_run(20), judged=False)],
+    "two runs": lambda: [make_run(60), make_run(60, broken=True, name="mine.py:attention")],
+    "six runs": lambda: [make_run(20)] * 6,
+}
+
+
+def with_errors(run: Run, value: float) -> Run:
+    names = ("kernel_rms", "standard_rms", "rounded_rms", "max_logit", "bound_ratio", "predictor_ratio")
+    biases = ("kernel_bias", "standard_bias", "rounded_bias")
+    return replace(run, rows=tuple(replace(row, **dict.fromkeys(names + biases, value)) for row in run.rows))
+
+
+# ---------------------------------------------------------------------------------------------- reading pages
+
+
+class Outline(HTMLParser):
+    """Headings, text outside scripts and styles, scripts, ids, and unclosed elements of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.headings: list[int] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.scripts: list[tuple[str | None, str]] = []
+        self.sources: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag == "script":
+            self.scripts.append((values.get("type"), ""))
+        self.text += " " if tag in ("td", "th") else ""
+        self.ids += [values["id"]] if values.get("id") else []  # type: ignore[list-item]
+        self.sources += [str(values[name]) for name in ("src", "href", "action", "data") if name in values]
+        if tag not in ("meta", "link", "img", "br", "wbr", "path", "circle", "rect"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("path", "circle", "rect"):
+            return
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
+        elif self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def outline(runs: list[Run]) -> Outline:
+    page = render(runs)
+    assert len(page.encode()) <= MAX_BYTES
+    return Outline(page)
+
+
+def drawn_data(page: Outline) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    (text,) = (text for kind, text in page.scripts if kind == "application/json")
+    value: dict[str, Any] = json.loads(text, parse_constant=refuse)
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------ HTML
+
+
+def test_the_first_screen_answers_the_three_questions() -> None:
+    page = outline([make_run(broken=True)])
+    before = page.text[: page.text.index("Smallest case")]
+    for text in (
+        "Fail",
+        "Exact, as far as this run can tell.",
+        "Algebraic",
+        "Bitwise",
+        "Accuracy",
+        "31 %",
+        "3 min 7 s",
+    ):
+        assert text in before
+
+
+def test_a_finding_shows_its_case_amounts_and_replay() -> None:
+    text = outline([make_run(broken=True)]).text
+    for part in (
+        "15.9 observed",
+        "1 allowed",
+        "16 times",
+        "flashproof replay '{\"B\": 1}' flash",
+        '"N": 17',
+        "findings/001.py",
+    ):
+        assert part in " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_every_record_becomes_a_sound_page(name: str) -> None:
+    page = outline(UNUSUAL[name]())
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert page.headings[0] == 1
+    assert page.headings.count(1) == 1
+    steps = zip(page.headings, page.headings[1:], strict=False)
+    assert all(after <= before + 1 for before, after in steps)
+    assert all(source.startswith(("#", "data:,")) for source in page.sources)
+    assert len(page.scripts) == 4  # data, two libraries, ours
+    drawn_data(page)
+
+
+def test_hostile_text_stays_text() -> None:
+    page = outline(UNUSUAL["hostile"]())
+    assert "document.title='pwned'" in page.text
+    assert all("pwned" not in text for kind, text in page.scripts if kind is None)
+    assert "{{7*7}}" in page.text
+    assert drawn_data(page)["implementations"] == [HOSTILE]  # JSON carries even half a surrogate pair
+
+
+def test_figures_without_data_say_so() -> None:
+    text = outline([nothing([])]).text
+    assert text.count("Nothing to draw") == 7
+    assert "No tensor was measured" in text
+    assert "None, but there is no verdict either." in text
+
+
+def test_cases_without_a_result_are_grouped() -> None:
+    text = " ".join(outline([nothing(raised(), "fail")]).text.split())
+    assert "✕" not in text  # signs are the style sheet's: the words are there without them
+    assert re.search("raised 7 bf16 boom 0 .*raised 6 bf16 boom 2", text)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_fifty_thousand_rows_fit(broken: bool) -> None:
+    run = make_run(10_000, broken=broken)
+    assert len(run.rows) > 48_000
+    page = outline([run])
+    drawn = drawn_data(page)
+    assert 1000 < len(drawn["points"]) <= 3000
+    assert {point[1] for point in drawn["points"]} == set(range(10))  # every tensor and dtype is drawn
+
+
+def test_enormous_texts_fit() -> None:
+    run = make_run(60, broken=True)
+    rows = tuple(replace(row, message="m" * 10**5, case_json=json.dumps("y" * 20_000)) for row in run.rows)
+    findings = tuple(
+        f.model_copy(update={"detail": "d" * 10**6, "replay": "r" * 10**6}) for f in run.findings
+    )
+    verdict = run.verdict.model_copy(
+        update={
+            "sentence": "s" * 10**6,
+            "checks": run.verdict.checks * 200,
+            "not_covered": ("n" * 10**5,) * 2000,
+        },
+    )
+    page = outline([replace(run, rows=rows, findings=findings * 200, verdict=verdict)])
+    assert "more finding" in page.text
+    assert "more characters" in page.text
+
+
+def test_the_page_is_a_function_of_the_record() -> None:
+    assert render([make_run(40)]) == render([make_run(40)])
+
+
+def test_no_run_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        render([])
+
+
+def test_text_has_enough_contrast() -> None:
+    """WCAG 2.2: 4.5 for text, 3 for marks, on the page's own colours in both schemes."""
+    style = (Path(figures.__file__).parent / "style.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"--([\w-]+): light-dark\((#\w+, #\w+)\)", style))
+
+    def luminance(colour: str) -> float:
+        parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    def contrast(one: str, other: str) -> float:
+        low, high = sorted((luminance(one), luminance(other)))
+        return (high + 0.05) / (low + 0.05)
+
+    for scheme in (0, 1):
+        value = {name: pair.split(", ")[scheme] for name, pair in colours.items()}
+        for name in ("ink", "soft", "good", "bad", "k0"):
+            assert contrast(value[name], value["paper"]) >= 4.5, (name, scheme)
+            assert contrast(value[name], value["card"]) >= 4.5, (name, scheme)
+        assert contrast(value["good"], value["good-wash"]) >= 4.5
+        assert contrast(value["bad"], value["bad-wash"]) >= 4.5
+        assert contrast(value["soft"], value["bad-wash"]) >= 4.5
+        for name in ("k1", "k2", "k3", "k4", "std", "rnd"):
+            assert contrast(value[name], value["paper"]) >= 3, (name, scheme)
+
+
+# ------------------------------------------------------------------------------------- numbers behind figures
+
+
+def test_the_hunt_is_in_no_distribution() -> None:
+    rows = [replace(row, bound_ratio=0.1) for row in make_rows(26)]
+    rows = [replace(row, bound_ratio=5.0) if row.phase == "hunt" else row for row in rows]
+    groups = figures.group([replace(make_run(1), rows=tuple(rows))])
+    for found in figures.distributions(groups, figures.bound_ratio):
+        assert found.quantiles == (0.1,) * 7
+        assert found.n == 12
+        assert found.worst == 5.0
+
+
+def test_a_curve_counts_what_is_zero_or_not_finite() -> None:
+    values = [0.0, 0.0, 1.0, 2.0, math.nan]
+    rows = [
+        replace(make_rows(1)[0], case_id=str(i), kernel_rms=x, natural_scale=1.0)
+        for i, x in enumerate(values)
+    ]
+    groups = figures.group([replace(make_run(1), rows=tuple(rows))])
+    found = figures.distributions(groups, figures.error_in_scale)[0]
+    assert (found.n, found.zeros, found.nonfinite) == (5, 2, 1)
+    assert found.curve == ((0.0, 0.2), (0.0, 0.4), (1.0, 0.6), (2.0, 0.8))
+
+
+def test_two_runs_of_the_same_cases_share_their_standard() -> None:
+    groups = figures.group([make_run(10), make_run(10)])
+    by_series = [len(groups.survey[index, ("out", "fp16")]) for index in range(4)]
+    assert by_series == [5, 5, 5, 5]
+
+
+def test_ulp_shares_are_of_all_elements() -> None:
+    found = figures.ulps(figures.group([make_run(10)]))
+    assert all(math.isclose(sum(u.shares), 1) for u in found)
+    kernel = next(u for u in found if u.series == 0)
+    assert kernel.elements == 5 * 8192
+    assert kernel.same_bits == pytest.approx(0.3)
+
+
+def test_quantiles() -> None:
+    assert [figures.quantile([1.0, 2.0, 4.0], p) for p in (0, 0.25, 0.5, 0.75, 1)] == [1, 1.5, 2, 3, 4]
+    assert figures.quantile([3.0], 0.95) == 3.0
+
+
+def test_points_keep_failures_and_the_worst() -> None:
+    rows = make_rows(2000)
+    rows[777] = replace(rows[777], bound_ratio=3.0)
+    rows[4242] = replace(rows[4242], kernel_rms=1e6)
+    choice = points.choose([replace(make_run(1), rows=tuple(rows))], 500, 10**9)
+    assert len(choice.points) == 500
+    assert choice.points[0].row == rows[777]
+    assert rows[4242] in [point.row for point in choice.points]
+    regimes = {(p.row.regime, p.row.tensor, p.row.dtype) for p in choice.points}
+    assert len(regimes) == len(REGIMES) * len(TENSORS) * 2
+
+
+def test_failures_leave_room_for_the_others() -> None:
+    rows = [replace(row, bound_ratio=9.0) if i % 2 else row for i, row in enumerate(make_rows(2000))]
+    choice = points.choose([replace(make_run(1), rows=tuple(rows))], 500, 10**9)
+    failing = sum(point.failing for point in choice.points)
+    assert choice.failing == 5000
+    assert 300 <= failing < 450
+
+
+# ----------------------------------------------------------------------------------------------- the overview
+
+
+def squares(run: Run) -> dict[tuple[str, str], str]:
+    table = overview.grid(run)
+    return {
+        (tensor, dtype): square.status
+        for tensor, found in table.rows
+        for dtype, square in zip(table.columns, found, strict=True)
+        if square
+    }
+
+
+def test_the_grid_locates_failures() -> None:
+    run = make_run(broken=True)
+    found = squares(run)
+    assert found["dq", "bf16"] == "fail"
+    assert found["dv", "bf16"] == found["lse", "fp16"] == "pass"
+
+
+def test_the_grid_shows_a_failed_check_that_names_no_dtype() -> None:
+    run = make_run(20)
+    checks = (Check(name="x", status="fail", tensor="dv"),)
+    found = squares(replace(run, verdict=run.verdict.model_copy(update={"checks": checks})))
+    assert found["dv", "fp16"] == found["dv", "bf16"] == "fail"
+    assert found["dk", "fp16"] == "pass"
+
+
+def test_the_grid_never_passes_what_was_not_measured_or_judged() -> None:
+    assert squares(make_run(20, tensors=("out",)))["dq", "fp16"] == "not measured"
+    assert set(squares(replace(make_run(20), judged=False)).values()) == {"not judged"}
+    assert set(squares(nothing(raised())).values()) == {"not measured"}
+
+
+def test_the_heat_map_begins_with_what_failed() -> None:
+    table = overview.heat_map(make_run(broken=True).verdict.cells, 4)
+    assert [regime for regime, _, _ in table.rows] == ["large"] * 3 + ["vcancel"]
+    assert table.left_out == 11
+    assert len(table.columns) == 10
+
+
+def test_coverage_counts_cases_not_tensors() -> None:
+    table = overview.coverage(make_run(120))
+    assert sum(survey for _, _, found in table.rows for survey, _ in found) == 120 - 9
+    assert sum(hunt for _, _, found in table.rows for _, hunt in found) == 9
+
+
+# ------------------------------------------------------------------------------------------------------ words
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0.0, "0"),
+        (math.nan, "NaN"),
+        (-math.inf, "−∞"),
+        (0.5, "0.5"),
+        (-0.25, "−0.25"),
+        (12.345, "12.3"),
+        (1.2345e-7, "1.23e-07"),
+        (12345.0, "12\u202f345"),
+        (0.9996, "1"),
+        (100.0, "100"),
+    ],
+)
+def test_numbers(value: float | None, text: str) -> None:
+    assert words.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.507, "0.51"),
+        (1.0, "1.00"),
+        (12.34, "12.3"),
+        (0.0042, "0.004"),
+        (1e-9, "<0.001"),
+        (0.0996, "0.10"),
+        (None, "–"),
+    ],
+)
+def test_ratios(value: float | None, text: str) -> None:
+    assert words.ratio(value) == text
+
+
+def test_replay_is_quoted_for_a_shell() -> None:
+    import shlex
+
+    row = replace(make_rows(1)[0], case_json='{"x": "it\'s $HOME"}')
+    assert shlex.split(words.replay(row, "my file.py:f")) == [
+        "flashproof",
+        "replay",
+        row.case_json,
+        "my file.py:f",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ JUnit
+
+
+def test_junit_has_a_case_per_check_and_tensor() -> None:
+    suite = ET.fromstring(junit(make_run(broken=True))).find("testsuite")
+    assert suite is not None
+    assert {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")} == {
+        "tests": "11",
+        "failures": "2",
+        "errors": "0",
+        "skipped": "1",
+    }
+    (failed,) = (case for case in suite.iter("testcase") if case.get("name") == "bound[dq]")
+    failure = failed.find("failure")
+    assert failure is not None
+    assert "15.9 observed, 1 allowed" in str(failure.get("message"))
+    assert "flashproof replay '{\"B\": 1}' flash" in str(failure.text)
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_junit_is_well_formed(name: str) -> None:
+    for run in UNUSUAL[name]():
+        root = ET.fromstring(junit(run))
+        assert len(list(root.iter("testcase"))) == int(root.attrib["tests"])
+
+
+def test_junit_is_not_green_when_nothing_was_measured() -> None:
+    assert ET.fromstring(junit(nothing([]))).attrib["errors"] == "1"
+    assert ET.fromstring(junit(replace(make_run(20), judged=False))).attrib["errors"] == "1"
+
+
+def test_junit_keeps_a_finding_that_belongs_to_no_check() -> None:
+    run = make_run(20, broken=True)
+    orphan = replace(run, verdict=run.verdict.model_copy(update={"checks": ()}))
+    assert ET.fromstring(junit(orphan)).attrib["failures"] == "2"
+
+
+# ---------------------------------------------------------------------------------------------------- summary
+
+
+def test_the_summary_begins_with_the_verdict() -> None:
+    text = summary(make_run(broken=True))
+    assert text.startswith("## ❌ flashproof flash: fail\n\nExact, as far as this run can tell.")
+    assert "| bitwise | ➖ different | 31 % |" in text
+    assert text.index("**finite**") < text.index("**bound**")  # NaN is worse than any multiple
+    assert "```sh\nflashproof replay '{\"B\": 1}' flash\n```" in text
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_the_summary_stays_markdown(name: str) -> None:
+    for run in UNUSUAL[name]():
+        text = summary(run)
+        assert len(text.encode(errors="replace")) < 2**20
+        outside = re.sub(r"(?ms)^(`{3,})sh$.*?^\1$", "", text)
+        assert "<script" not in outside
+        for line in outside.splitlines():
+            if line.startswith("|"):
+                assert len(re.findall(r"(?<!\\)\|", line)) in (4, 6)
+
+
+def test_a_fence_cannot_be_closed_from_inside() -> None:
+    run = make_run(20, broken=True)
+    finding = run.findings[0].model_copy(update={"replay": "```\n# heading\n````"})
+    assert "`````sh\n```\n# heading\n````\n`````" in summary(replace(run, findings=(finding,)))
+
+
+def test_annotations_are_few_and_worst_first() -> None:
+    run = make_run(20, broken=True)
+    many = tuple(
+        run.findings[0].model_copy(update={"observed": float(i), "detail": "a\nb: 5 %"}) for i in range(2, 30)
+    )
+    lines = github_annotations(replace(run, findings=many))
+    assert len(lines) == 9
+    assert all(re.fullmatch(r"::error title=[^:,\n]*::[^\n]*", line) for line in lines)
+    assert "29 observed" in lines[0]
+    assert "a%0Ab: 5 %25" in lines[0]
+    assert "21 more failures" in lines[-1]  # 20 findings, and the check that no finding is about
+    assert github_annotations(make_run(20)) == []
+    assert len(github_annotations(nothing([]))) == 1
+
+
+# ---------------------------------------------------------------------------------------------- in a browser
+
+CHROMIUM = Path("/usr/bin/chromium")
+QUIET = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}")
+    with playwright.sync_playwright() as engine:
+        found = engine.chromium.launch(executable_path=str(CHROMIUM), args=list(QUIET))
+        yield found
+        found.close()
+
+
+def opened(browser: Browser, runs: list[Run], folder: Path, **context: Any) -> tuple[Page, list[str]]:
+    """The report in a new page, and everything that it asked for or complained about."""
+    path = folder / "report.html"
+    path.write_text(render(runs), encoding="utf-8")
+    page = browser.new_context(**context).new_page()
+    trouble: list[str] = []
+    page.on("request", lambda request: trouble.append(request.url) if request.url != path.as_uri() else None)
+    page.on("console", lambda message: trouble.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_timeout(300)
+    return page, trouble
+
+
+MARKS = """() => Object.fromEntries([...document.querySelectorAll(".drawing")].map((e) => [e.id,
+  e.querySelectorAll(["line", "dot", "rule", "bar"].map((m) => `[aria-label=${m}] > *`).join()).length]))"""
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_figure_is_drawn(browser: Browser, tmp_path: Path, width: int, scheme: str) -> None:
+    runs = [make_run(broken=True, name="my/kernels.py:attention")]
+    view = {"width": width, "height": 900}
+    page, trouble = opened(browser, runs, tmp_path, viewport=view, color_scheme=scheme, offline=True)
+    marks = page.evaluate(MARKS)
+    names = {f"{name}-drawing" for name in ("ecdf", "scatter", "ulp", "bias", "cells", "bound", "predictor")}
+    assert set(marks) == names
+    assert all(count > 4 for count in marks.values()), marks
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert trouble == []
+    page.context.close()
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_records_are_drawn_without_complaint(browser: Browser, tmp_path: Path, name: str) -> None:
+    page, trouble = opened(
+        browser,
+        UNUSUAL[name](),
+        tmp_path,
+        viewport={"width": 400, "height": 800},
+        offline=True,
+    )
+    assert all(count > 0 for count in page.evaluate(MARKS).values())
+    assert page.evaluate("document.documentElement.scrollWidth") == 400
+    assert page.title() != "pwned"
+    assert trouble == []
+    page.context.close()
+
+
+def test_labels_of_small_plots_stay_inside(browser: Browser, tmp_path: Path) -> None:
+    for width in (1400, 700, 400):
+        page, _ = opened(browser, [make_run()], tmp_path, viewport={"width": width, "height": 900})
+        outside = page.evaluate(
+            """() => [...document.querySelectorAll(".drawing text")].filter((e) => {
+              const r = e.getBoundingClientRect(); return r.left < 0 || r.right > innerWidth; }).length""",
+        )
+        assert outside == 0
+        page.context.close()
+
+
+def test_buttons_and_points_copy_replay_commands(browser: Browser, tmp_path: Path) -> None:
+    page, trouble = opened(browser, [make_run(broken=True)], tmp_path)
+    page.locator("#findings .copy").first.click()
+    page.wait_for_function(
+        "document.getElementById('announce').textContent.startsWith('Copied: flashproof replay')",
+    )
+    plot = page.locator("#scatter-drawing svg").first
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.6 * box["height"])
+    page.mouse.down()
+    page.mouse.up()
+    page.wait_for_function("""document.getElementById('announce').textContent.includes("replay '{")""")
+    assert "click to copy" in page.locator("#scatter-drawing [aria-label=tip]").first.text_content()
+    assert trouble == []
+    page.context.close()
+
+
+def test_tables_need_no_script(browser: Browser, tmp_path: Path) -> None:
+    page, trouble = opened(browser, [make_run(broken=True)], tmp_path, java_script_enabled=False)
+    assert page.locator("table").count() >= 10
+    page.locator("#ecdf summary").click()
+    assert page.locator("#ecdf table").is_visible()
+    assert page.locator("noscript .warning").is_visible()
+    assert not page.locator(".copy").first.is_visible()
+    assert trouble == []
+    page.context.close()

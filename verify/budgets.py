@@ -1,0 +1,125 @@
+"""Error budgets: what a gate allows, read from TOML and checked strictly."""
+
+from __future__ import annotations
+
+import tomllib
+from fnmatch import fnmatch
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .problems import UsageError
+
+SCHEMA = 1
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Bound(_Strict):
+    max_ratio: float = Field(gt=0)
+
+
+class Ratio(_Strict):
+    margin: float = Field(ge=1)
+    confidence: float = Field(gt=0.5, lt=1)
+    min_cases: int = Field(ge=2)
+
+
+class Predictor(_Strict):
+    margin: float = Field(ge=1)
+
+
+class Bias(_Strict):
+    max_ulp: float = Field(gt=0)
+    min_t: float = Field(gt=0)
+    min_cases: int = Field(ge=2)
+
+
+class Invariance(_Strict):
+    repeat: Literal["fail", "report"]
+    batch: Literal["fail", "report"]
+
+
+class Coverage(_Strict):
+    min_cases: int = Field(ge=1)
+
+
+class Exception_(_Strict):  # noqa: N818  (not an error: an exception to the rule)
+    """A scoped allowance, with its reason."""
+
+    implementation: str
+    reason: str = Field(min_length=1)
+    tensors: tuple[Literal["out", "lse", "dq", "dk", "dv"], ...] | None = Field(default=None, strict=False)
+    dtypes: tuple[Literal["fp16", "bf16", "fp32"], ...] | None = Field(default=None, strict=False)
+    regimes: tuple[str, ...] | None = Field(default=None, strict=False)
+    ratio_margin: float | None = Field(default=None, ge=1)
+    predictor_margin: float | None = Field(default=None, ge=1)
+    bias_max_ulp: float | None = Field(default=None, gt=0)
+
+
+class Budgets(_Strict):
+    """All budgets of a run."""
+
+    version: int = Field(alias="schema", ge=1, le=SCHEMA)
+    bound: Bound
+    ratio: Ratio
+    predictor: Predictor
+    bias: Bias
+    invariance: Invariance
+    coverage: Coverage
+    exceptions: tuple[Exception_, ...] = Field(default=(), alias="exception", strict=False)
+
+    def allowance(self, key: str, default: float, implementation: str, dtype: str, tensor: str, regime: str | None = None) -> float:
+        """The value of `key` (ratio_margin, predictor_margin, bias_max_ulp) for a cell."""
+        value = default
+        for e in self.exceptions:
+            fits = (
+                fnmatch(implementation, e.implementation)
+                and (e.tensors is None or tensor in e.tensors)
+                and (e.dtypes is None or dtype in e.dtypes)
+                and (e.regimes is None or regime in e.regimes)
+            )
+            stated = getattr(e, key)
+            if fits and stated is not None:
+                value = stated
+        return value
+
+
+def load(path: Path | None = None) -> Budgets:
+    """The default budgets, overridden by those of a file.
+
+    Raises:
+        UsageError: for a file that cannot be read, is not TOML, or has an unknown key or a value of the wrong type.
+    """
+    data = tomllib.loads(files(__package__).joinpath("budgets.toml").read_text())
+    if path is not None:
+        try:
+            own = tomllib.loads(path.read_text())
+        except (OSError, UnicodeDecodeError) as e:
+            raise UsageError(f"budgets {path} cannot be read: {e}") from e
+        except tomllib.TOMLDecodeError as e:
+            raise UsageError(f"budgets {path} is not TOML: {e}") from e
+        data = _merged(data, own)
+    try:
+        return Budgets.model_validate(data)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        message = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise UsageError(f"budgets {path}: {where}: {message}") from e
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in own.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            out[key] = _merged(base[key], value)
+        elif key == "exception" and isinstance(value, list):
+            out[key] = [*base.get(key, []), *value]
+        else:
+            out[key] = value
+    return out

@@ -1,0 +1,84 @@
+"""The implementations that can be named: our flash kernels, standard attention, and torch's SDPA backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from ..reference import standard
+from ..reference.masks import Mask
+from .implementation import Implementation, recognise
+
+
+def _flash() -> Implementation:
+    from ..kernels.attention import attention
+
+    return recognise("flash", attention)
+
+
+class _Standard(torch.autograd.Function):
+    """Standard attention with the backward that torch's autograd would take, every result rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, softmax: Any) -> tuple[Tensor, Tensor]:
+        result = standard.forward(q, k, v, mask, scale, softmax=softmax)
+        ctx.save_for_backward(q, k, v)
+        ctx.problem = (mask, scale, softmax)
+        ctx.mark_non_differentiable(result.lse)
+        return result.o, result.lse
+
+    @staticmethod
+    def backward(ctx: Any, do: Tensor, _dlse: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        mask, scale, softmax = ctx.problem
+        g = standard.backward(*ctx.saved_tensors, do, mask, scale, softmax=softmax)
+        return g.dq, g.dk, g.dv, None, None, None
+
+
+def _standard(softmax: str) -> Callable[[], Implementation]:
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False, *,
+        window: tuple[int | None, int | None] = (None, None), alignment: Any = "top-left",
+        key_lengths: Tensor | None = None, return_lse: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        del dropout_p, enable_gqa
+        boolean = attn_mask is not None and attn_mask.dtype == torch.bool
+        mask = Mask(
+            causal=is_causal, window=window, alignment=alignment, key_lengths=key_lengths,
+            allowed=attn_mask if boolean else None, bias=None if boolean else attn_mask,
+        )  # fmt: skip
+        o, lse = _Standard.apply(query, key, value, mask, query.shape[-1] ** -0.5 if scale is None else scale, softmax)
+        return (o, lse) if return_lse else o
+
+    return lambda: recognise("standard" if softmax == "rounded" else "standard-fp32", attention)
+
+
+def _sdpa(name: str, backend: SDPBackend) -> Callable[[], Implementation]:
+    """torch's scaled_dot_product_attention held to one backend: if that one cannot run, it raises instead of falling back."""
+
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> Tensor:  # fmt: skip
+        with sdpa_kernel([backend]):
+            return scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+
+    return lambda: recognise(name, attention)
+
+
+BUILTIN: dict[str, Callable[[], Implementation]] = {
+    "flash": _flash,
+    "standard": _standard("rounded"),
+    "standard-fp32": _standard("fp32"),
+    "sdpa-math": _sdpa("sdpa-math", SDPBackend.MATH),
+    "sdpa-flash": _sdpa("sdpa-flash", SDPBackend.FLASH_ATTENTION),
+    "sdpa-efficient": _sdpa("sdpa-efficient", SDPBackend.EFFICIENT_ATTENTION),
+    "sdpa-cudnn": _sdpa("sdpa-cudnn", SDPBackend.CUDNN_ATTENTION),
+}

@@ -1,0 +1,263 @@
+"""The command line.  Exit codes are pytest's: 0 pass, 1 fail, 2 interrupted, 3 internal, 4 usage, 5 nothing measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from .problems import FAIL, INTERNAL, INTERRUPTED, NOTHING, PASS, USAGE, FlashproofError, UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+_VERDICT_CODES = {"pass": PASS, "fail": FAIL, "nothing-measured": NOTHING}
+
+
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def apply(f: F) -> F:
+        for option in reversed(options):
+            f = option(f)
+        return f
+
+    return apply
+
+
+_measuring = _options(
+    click.option("--profile", type=click.Choice(["quick", "ci", "deep"]), default="quick", show_default=True, help="How much to measure."),
+    click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for the record. [default: flashproof-run-IMPL]"),
+    click.option("--budgets", "budgets_file", type=click.Path(path_type=Path), default=None, help="TOML file that overrides the default budgets."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the survey and the hunt."),
+    click.option("--workers", type=click.IntRange(1), default=None, help="Processes. [default: one per core]"),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+    click.option("--case-limit", type=click.FloatRange(0.1), default=None, help="Seconds after which a kernel is killed. [default: the profile's]"),
+    click.option("--force", is_flag=True, help="Replace a run that is already in the folder."),
+)  # fmt: skip
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="flashproof")
+def cli() -> None:
+    """Verify attention kernels: correctness and numerical stability, gated by error budgets.
+
+    IMPL is a built-in name (flash, standard, sdpa-math, sdpa-flash, ...), package.module:function, or file.py:function,
+    where the function has the signature of torch's scaled_dot_product_attention or of flash_attn_func.
+    """
+
+
+@cli.command()
+@click.argument("impl")
+@_measuring
+def verify(impl: str, **options: Any) -> None:
+    """Survey, hunt, judge, report."""
+    _measure(impl, ("survey", "hunt"), **options)
+
+
+@cli.command()
+@click.argument("impl")
+@_measuring
+def survey(impl: str, **options: Any) -> None:
+    """The stratified independent sample alone."""
+    _measure(impl, ("survey",), **options)
+
+
+@cli.command()
+@click.argument("impl")
+@_measuring
+def hunt(impl: str, **options: Any) -> None:
+    """The search for the worst case alone."""
+    _measure(impl, ("hunt",), **options)
+
+
+def _measure(
+    impl: str, phases: tuple[str, ...], *, profile: str, out: Path | None, budgets_file: Path | None, seed: int,
+    workers: int | None, device: str, case_limit: float | None, force: bool,
+) -> NoReturn:  # fmt: skip
+    from dataclasses import replace
+
+    from . import budgets
+    from .console import Console
+    from .pool import prepare
+    from .profiles import PROFILES
+    from .run import Settings, command_line, prepare_folder, run
+
+    console = Console()
+    limits = budgets.load(budgets_file)
+    chosen = _device(device)
+    size = PROFILES[profile] if case_limit is None else replace(PROFILES[profile], case_limit=case_limit)
+    implementation = prepare(impl, chosen)
+    folder = out or Path("flashproof-run-" + "".join(c if c.isalnum() else "-" for c in impl).strip("-"))
+    prepare_folder(folder, force=force)
+    settings = Settings(
+        spec=impl, profile=size, budgets=limits, seed=seed, device=chosen, out=folder, command=command_line(),
+        workers=workers or os.cpu_count() or 1, phases=phases,
+    )  # fmt: skip
+    with console.progress() as progress:
+        try:
+            verdict = run(settings, implementation, progress)
+        except KeyboardInterrupt:
+            _write_reports(folder)
+            raise
+    _write_reports(folder)
+    console.verdict(verdict, folder)
+    sys.exit(_VERDICT_CODES[verdict.verdict])
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device here; use --device cpu, which interprets Triton kernels")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def _write_reports(folder: Path) -> None:
+    from ..reports import html, junit, record
+
+    loaded = record.load(folder)
+    _replace(folder / "report.html", html.render([loaded]))
+    _replace(folder / "junit.xml", junit.junit(loaded))
+
+
+def _replace(path: Path, text: str) -> None:
+    from ..reports.rows import replace_atomic
+
+    def fill(part: Path) -> None:
+        part.write_text(text, encoding="utf-8")
+
+    replace_atomic(path, fill)
+
+
+@cli.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--budgets", "budgets_file", type=click.Path(path_type=Path), default=None, help="TOML file that overrides the default budgets.")
+def gate(run_folder: Path, budgets_file: Path | None) -> None:
+    """Judge a recorded run against budgets; writes nothing."""
+    from ..reports import record
+    from . import budgets
+    from .console import Console
+    from .judge import judge, verdict_of
+
+    limits = budgets.load(budgets_file)
+    loaded = record.load(run_folder)
+    judgement = judge(loaded.rows, limits, loaded.manifest.implementation, loaded.verdict.not_covered)
+    verdict = verdict_of(judgement, loaded.findings, loaded.manifest.implementation, limits, loaded.rows, loaded.verdict.seconds)
+    Console().verdict(verdict, run_folder)
+    sys.exit(_VERDICT_CODES[verdict.verdict])
+
+
+@cli.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=None, help="HTML file. [default: RUN/report.html of the first]")
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Records to one HTML report; several runs stand side by side."""
+    from ..reports import html, record
+
+    loaded = [record.load(r) for r in runs]
+    target = out or runs[0] / "report.html"
+    try:
+        _replace(target, html.render(loaded))
+    except OSError as e:
+        raise UsageError(f"{target} cannot be written: {e.strerror or e}") from e
+    click.echo(str(target))
+
+
+@cli.command()
+@click.argument("case")
+@click.argument("impl", required=False)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def replay(case: str, impl: str | None, device: str) -> None:
+    """One case again, printed in full.  CASE is JSON, or a file with a case or a finding."""
+    from .case import parse_case
+    from .console import Console
+    from .evaluate import evaluate
+    from .inputs import build
+    from .pool import prepare
+
+    recipe = parse_case(case)
+    chosen = _device(device)
+    implementation = prepare(impl or _implementation_of(case), chosen)
+    build(recipe)  # an unknown regime is the user's error, not the kernel's
+    result = evaluate(recipe, implementation, "hunt", device=chosen, statistical=True)
+    Console().result(result, implementation.name)
+    if result.status == "unsupported":
+        sys.exit(NOTHING)
+    sys.exit(FAIL if any(c.name != "batch-invariance" for c in result.failed) else PASS)
+
+
+def _implementation_of(case: str) -> str:
+    """The implementation named in a finding's replay line; `flash` for a bare case."""
+    import shlex
+
+    try:
+        data = json.loads(case if case.strip().startswith("{") else Path(case).read_text())
+        words = shlex.split(data["replay"])
+        return words[3]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return "flash"
+
+
+@cli.command()
+@click.argument("impl")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def probe(impl: str, device: str) -> None:
+    """What really runs here and by which conventions: measured, not believed."""
+    from .console import Console
+    from .pool import prepare
+    from .probe import probe as measure
+
+    chosen = _device(device)
+    implementation = prepare(impl, chosen)
+    Console().probe(implementation.name, measure(implementation, chosen))
+
+
+@cli.command()
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--bits", type=click.IntRange(128, 4096), default=192, show_default=True, help="Precision of the balls.")
+def truth(seed: int, bits: int) -> None:
+    """The float64 truth against certified balls, over every regime: is the yardstick straight?"""
+    from .console import Console
+    from .yardstick import yardstick
+
+    rows = yardstick(seed, bits)
+    Console().yardstick(rows)
+    sys.exit(PASS if all(r.straight for r in rows) else FAIL)
+
+
+def main() -> None:
+    """The `flashproof` script: every error is one line and the right exit code."""
+    from ..reports.record import RecordError
+
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as e:
+        sys.exit(e.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; what was measured is kept", err=True)
+        sys.exit(INTERRUPTED)
+    except click.ClickException as e:
+        where = f" (see `{e.ctx.command_path} --help`)" if isinstance(e, click.UsageError) and e.ctx else ""
+        click.echo(f"flashproof: {e.format_message()}{where}", err=True)
+        sys.exit(USAGE)
+    except RecordError as e:
+        click.echo(f"flashproof: {e}", err=True)
+        sys.exit(USAGE)
+    except FlashproofError as e:
+        click.echo(f"flashproof: {e}", err=True)
+        sys.exit(e.exit_code)
+    except BrokenPipeError:
+        sys.exit(PASS)
+    except Exception as e:  # noqa: BLE001
+        if os.environ.get("FLASHPROOF_DEBUG"):
+            traceback.print_exc()
+        click.echo(
+            f"flashproof: internal error: {type(e).__name__}: {e} (set FLASHPROOF_DEBUG=1 for the traceback, and please report it)",
+            err=True,
+        )
+        sys.exit(INTERNAL)

@@ -1,0 +1,120 @@
+"""What a person sees: progress on a terminal, plain lines in CI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..reports.record import Verdict
+
+if TYPE_CHECKING:
+    from .evaluate import Result
+    from .probe import Fact
+    from .run import Progress as Report
+    from .yardstick import Straightness
+
+_MARK = {"pass": "[green]pass[/]", "fail": "[red]FAIL[/]", "skipped": "[dim]-[/]", "nothing-measured": "[yellow]nothing measured[/]"}
+
+
+class Console:
+    """Prints to standard output; progress to standard error."""
+
+    def __init__(self) -> None:
+        plain = not os.isatty(1) or bool(os.environ.get("CI"))
+        self.out = RichConsole(width=None if not plain else 140, highlight=False)
+        self.err = RichConsole(stderr=True, highlight=False)
+        self.live = self.err.is_terminal and not os.environ.get("CI")
+
+    @contextmanager
+    def progress(self) -> Iterator[Report]:
+        """A function (phase, done, total) to call as work is done."""
+        if not self.live:
+            last: dict[str, int] = {}
+
+            def line(phase: str, done: int, total: int) -> None:
+                tenth = 10 * done // max(1, total)
+                if last.get(phase) != tenth:
+                    last[phase] = tenth
+                    self.err.print(f"{phase}: {done}/{total}")
+
+            yield line
+            return
+        columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.err, transient=True) as bars:
+            tasks: dict[str, object] = {}
+
+            def bar(phase: str, done: int, total: int) -> None:
+                if phase not in tasks:
+                    tasks[phase] = bars.add_task(phase, total=total)
+                bars.update(tasks[phase], completed=done)  # type: ignore[arg-type]
+
+            yield bar
+
+    def verdict(self, verdict: Verdict, folder: Path) -> None:
+        """The verdict, its checks, its findings."""
+        table = Table(title=None, box=None, padding=(0, 2, 0, 0))
+        for column in ("check", "tensor", "status", "n", "what was seen"):
+            table.add_column(column, overflow="fold")
+        for c in verdict.checks:
+            table.add_row(c.name, c.tensor or "", _MARK[c.status], str(c.n or ""), escape(c.detail))
+        self.out.print(table)
+        for number, f in enumerate(verdict.findings, start=1):
+            self.out.print(f"\n[bold]finding {number}[/]: {f.check} {f.tensor or ''}: {escape(f.detail)}", soft_wrap=True)
+            self.out.print(f"  {escape(f.replay)}", soft_wrap=True)
+            self.out.print(f"  python {folder / 'findings' / f'{number:03d}.py'}", soft_wrap=True)
+        if verdict.not_covered:
+            self.out.print(f"\n[dim]not covered:[/] {escape('; '.join(verdict.not_covered))}", soft_wrap=True)
+        for question in ("algebraic", "bitwise", "accuracy"):
+            answer = getattr(verdict.exactness, question)
+            self.out.print(f"\n[bold]{question}[/]: {answer.status}. {escape(answer.evidence)}", soft_wrap=True)
+        self.out.print(f"\n{_MARK[verdict.verdict]}  {escape(verdict.sentence)}", soft_wrap=True)
+        self.out.print(f"[dim]{verdict.counts.cases} cases, {verdict.seconds:.0f} s; report: {folder / 'report.html'}[/]", soft_wrap=True)
+
+    def result(self, result: Result, name: str) -> None:
+        """One case in full."""
+        self.out.print(f"[bold]{escape(name)}[/] on {escape(str(result.case))}", soft_wrap=True)
+        if result.status != "ok":
+            self.out.print(f"{result.status}: {escape(result.rows[0].message or '')}", soft_wrap=True)
+        else:
+            table = Table(box=None, padding=(0, 2, 0, 0))
+            heads = ("tensor", "max error", "RMS error", "standard's RMS", "rounded truth's", "error / bound", "RMS / predicted",
+                     "bias (ulp)", "non-finite")  # fmt: skip
+            for head in heads:
+                table.add_column(head, justify="left" if head == "tensor" else "right")
+            for r in result.rows:
+                figures = (r.kernel_max, r.kernel_rms, r.standard_rms, r.rounded_rms, r.bound_ratio, r.predictor_ratio, r.kernel_bias)
+                table.add_row(str(r.tensor), *("-" if x is None else f"{x:.9g}" for x in figures), str(r.nonfinite))
+            self.out.print(table)
+        for c in result.checks:
+            if not c.passed:
+                self.out.print(f"{_MARK['fail']} {c.name} {c.tensor or ''}: {escape(c.detail)} (observed {c.observed:.9g}, allowed {c.allowed:.9g})", soft_wrap=True)
+        if not result.failed and result.status == "ok":
+            self.out.print(f"{_MARK['pass']} all {len(result.checks)} checks")
+
+    def probe(self, name: str, facts: Sequence[Fact]) -> None:
+        """What was measured of an implementation."""
+        table = Table(title=escape(name), box=None, padding=(0, 2, 0, 0))
+        for column in ("question", "measured", "convention"):
+            table.add_column(column, overflow="fold")
+        for f in facts:
+            table.add_row(f.question, escape(f.measured), escape(f.expected))
+        self.out.print(table)
+
+    def yardstick(self, rows: Sequence[Straightness]) -> None:
+        """float64 against balls."""
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for column in ("regime", "dtype", "largest |logit|", "out", "lse", "dq", "dk", "dv", "ball radius"):
+            table.add_column(column, justify="right" if column not in ("regime", "dtype") else "left")
+        for r in rows:
+            table.add_row(r.regime, r.dtype, f"{r.max_logit:.3g}", *(f"{r.distance[t]:.1e}" for t in ("out", "lse", "dq", "dk", "dv")), f"{r.radius:.0e}")
+        self.out.print(table)
+        worst = max(max(r.distance.values()) for r in rows)
+        self.out.print(f"worst |float64 - truth| / natural scale: {worst:.2e} (limit 1e-12) over {len(rows)} cases")

@@ -1,0 +1,105 @@
+"""How far a tensor is from the truth: one set of numbers per tensor, each with its definition.
+
+All errors are absolute differences from the float64 truth on the rounded inputs.  Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: significand bits and exponent of the smallest normal number
+_PRECISION = {torch.float16: (11, -14), torch.bfloat16: (8, -126), torch.float32: (24, -126)}
+_CLIP = 2.0  # ulp: a signed error beyond this says nothing about rounding
+_FLOOR = 0.05  # of u times the natural scale: below this, two errors are equally good
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """One implementation's errors on one tensor."""
+
+    max: float  # over elements where both are finite
+    rms: float
+    nonfinite: int  # NaN or inf where the truth is finite, finite where the truth is -inf
+    bias: float  # mean signed error in ulp, positive away from zero, each element clipped to 2 ulp
+    row_bias: Tensor  # the same per row (last axis averaged), [rows]: rows are independent, elements of a row are not
+    ulp_histogram: tuple[int, int, int, int, int]  # 0, <= 0.5, <= 1, <= 2, > 2 ulp
+
+
+def ulp(truth: Tensor, dtype: torch.dtype) -> Tensor:
+    """Distance between neighbours of `dtype` at |truth|, float64 (Goldberg 1991): 2^(max(e, emin) - p + 1)."""
+    bits, lowest = _PRECISION[dtype]
+    _, exponent = torch.frexp(truth.double())
+    return torch.ldexp(torch.ones_like(truth, dtype=torch.float64), torch.clamp(exponent - 1, min=lowest) - (bits - 1))
+
+
+def measure(value: Tensor, truth: Tensor, dtype: torch.dtype) -> Errors:
+    """Errors of `value` (any dtype) against `truth` (float64), in units of `dtype`."""
+    if truth.numel() == 0:
+        return Errors(0.0, 0.0, 0, 0.0, torch.zeros(0, dtype=torch.float64), (0, 0, 0, 0, 0))
+    value = value.double()
+    expected = torch.isfinite(truth)
+    both = expected & torch.isfinite(value)
+    same_infinity = ~expected & (value == truth)
+    error = torch.where(both, value - truth, torch.zeros_like(truth))
+    unit = ulp(torch.where(expected, truth, torch.zeros_like(truth)), dtype)
+    in_ulp = error / unit
+    magnitude = in_ulp.abs()
+    bounds = (magnitude == 0, magnitude <= 0.5, magnitude <= 1, magnitude <= 2)
+    counts = [int((b & both).sum()) for b in bounds]
+    total = int(both.sum())
+    signed = torch.clamp(in_ulp * torch.sign(truth), -_CLIP, _CLIP)
+    signed = torch.where(both, signed, torch.zeros_like(signed))
+    per_row = signed.mean(-1).flatten() if signed.dim() == 4 else signed.flatten()
+    return Errors(
+        max=float(error.abs().max()),
+        rms=float(error.square().mean().sqrt()),
+        nonfinite=int((~both & ~same_infinity).sum()),
+        bias=float(signed.mean()),
+        row_bias=per_row,
+        ulp_histogram=(counts[0], counts[1] - counts[0], counts[2] - counts[1], counts[3] - counts[2], total - counts[3]),
+    )
+
+
+def rounded(truth: Tensor, dtype: torch.dtype) -> Tensor:
+    """The truth rounded once to `dtype`: what a perfect implementation would return."""
+    return truth.to(torch.float32).to(dtype) if dtype == torch.float32 else truth.to(dtype)
+
+
+def floored_log_ratio(kernel_rms: float, standard_rms: float, rounded_rms: float, natural_scale: float) -> float | None:
+    """ln(kernel / standard) of RMS errors, with a floor under both, so that two tiny errors count as equal.
+
+    1/2 ln((e_k^2 + f^2) / (e_s^2 + f^2)) with f = max(RMS error of the rounded truth, 0.05 u rms(S)); None when the
+    standard has no finite error to compare with.
+    """
+    if not math.isfinite(standard_rms) or not math.isfinite(kernel_rms):
+        return None
+    floor = max(rounded_rms, _FLOOR * natural_scale)
+    top, bottom = kernel_rms**2 + floor**2, standard_rms**2 + floor**2
+    return 0.0 if top == bottom else 0.5 * math.log(top / bottom) if bottom > 0 else None
+
+
+def same_bits(a: Tensor, b: Tensor) -> Tensor:
+    """Elementwise equality of bits: NaN equals NaN, 0 differs from -0."""
+    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    kind = kinds[a.element_size()]
+    return a.contiguous().view(kind) == b.contiguous().view(kind)
+
+
+def bound_ratio(value: Tensor, truth: Tensor, bound: Tensor, dtype: torch.dtype) -> tuple[float, tuple[int, ...]]:
+    """The largest error / bound over elements that are finite, and its index.
+
+    A bound of 0 stands for "must be exact"; there the smallest subnormal of `dtype` takes its place.
+    """
+    if truth.numel() == 0:
+        return 0.0, ()
+    bits, lowest = _PRECISION[dtype]
+    error = (value.double() - truth).abs()
+    finite = torch.isfinite(error)
+    ratio = torch.where(finite, error / torch.clamp(bound, min=2.0 ** (lowest - bits + 1)), torch.zeros_like(error))
+    worst = int(ratio.argmax())
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), ratio.shape))
+    return float(ratio.flatten()[worst]), index

@@ -1,0 +1,164 @@
+"""Findings: a failed check with its smallest case, a replay line, and a script that needs only the implementation.
+
+Which failures deserve a finding of their own: one per check and tensor, most telling first, and a gradient only where
+the forward pass of the same case is sound (else it repeats the forward's finding).
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..reports.record import Finding, write_json_atomic
+from .case import Case, parse_case
+from .check import Check
+from .evaluate import Result
+from .implementation import Implementation
+from .pool import Pool
+from .script import script_of
+from .shrink import shrink
+
+if TYPE_CHECKING:
+    from .judge import Judgement
+    from .run import Progress, Settings
+
+_ORDER = ("returns", "finite", "bound", "inputs-unchanged", "written", "repeat", "bias", "predictor", "ratio")
+_TENSORS = (None, "out", "lse", "dq", "dk", "dv")
+_SHRINK_SECONDS = 25.0
+_LOST_SECONDS = 10.0  # for kernels that hang or die: every try costs a process
+
+
+@dataclass(frozen=True, slots=True)
+class _Suspect:
+    """A failed check and the case to start from."""
+
+    check: str
+    tensor: str | None
+    case: Case
+    statistical: bool = False
+
+
+def findings_of(
+    judgement: Judgement, results: Sequence[Result], pool: Pool, settings: Settings, progress: Progress
+) -> list[Finding]:
+    """The findings of a failed run, shrunk."""
+    suspects = [*_case_suspects(results), *_survey_suspects(judgement, results)]
+    suspects.sort(key=lambda s: (_ORDER.index(s.check), _TENSORS.index(s.tensor)))
+    chosen = _most_telling(suspects, settings.profile.max_findings)
+    found: list[Finding] = []
+    for n, suspect in enumerate(chosen, start=1):
+        finding = _shrunk(suspect, pool, settings)
+        if all((f.check, f.tensor, f.case) != (finding.check, finding.tensor, finding.case) for f in found):
+            found.append(finding)
+        progress("shrink", n, len(chosen))
+    return found
+
+
+def _most_telling(suspects: list[_Suspect], limit: int) -> list[_Suspect]:
+    """One per tensor first, then further checks of the same tensor."""
+    first, more, seen = [], [], set()
+    for s in suspects:
+        (more if s.tensor in seen else first).append(s)
+        seen.add(s.tensor)
+    return (first + more)[:limit]
+
+
+def _size(case: Case) -> int:
+    return case.B * case.H * (case.M + 1) * (case.N + 1) * case.D
+
+
+def _case_suspects(results: Sequence[Result]) -> list[_Suspect]:
+    best: dict[tuple[str, str | None], Case] = {}
+    for r in results:
+        forward_failed = any(c.tensor in ("out", "lse") for c in r.failed)
+        for c in r.failed:
+            if c.name == "batch-invariance" or (forward_failed and c.tensor in ("dq", "dk", "dv")):
+                continue
+            key = (c.name, c.tensor)
+            if key not in best or _size(r.case) < _size(best[key]):
+                best[key] = r.case
+    return [_Suspect(name, tensor, case) for (name, tensor), case in best.items()]
+
+
+def _survey_suspects(judgement: Judgement, results: Sequence[Result]) -> list[_Suspect]:
+    """For a check that only a distribution fails: the case that shows it most."""
+    suspects = []
+    for check in judgement.failed:
+        if check.name not in ("ratio", "predictor", "bias"):
+            continue
+        rows = [row for r in results if r.status == "ok" for row in r.rows
+                if row.tensor == check.tensor and row.phase == "survey" and (row.elements or 0) >= 64]  # fmt: skip
+        if check.name == "bias":
+            rows = [r for r in rows if r.kernel_bias is not None and r.rounded_bias is not None]
+            rows.sort(key=lambda r: -abs((r.kernel_bias or 0) - (r.rounded_bias or 0)) * (r.elements or 0) ** 0.5)
+        else:
+            rows.sort(key=lambda r: -(r.envelope_ratio or 0.0))
+        if rows and rows[0].case_json:
+            suspects.append(_Suspect(check.name, check.tensor, parse_case(rows[0].case_json), statistical=True))
+    return suspects
+
+
+def _shrunk(suspect: _Suspect, pool: Pool, settings: Settings) -> Finding:
+    first = pool.one(suspect.case, "hunt", statistical=suspect.statistical)
+    lost = first.status in ("timeout", "crashed")
+    deadline = time.monotonic() + (_LOST_SECONDS if lost else _SHRINK_SECONDS)
+    case, steps, minimal = suspect.case, 0, False
+    if first.status != "timeout" and first.failed:
+
+        def failing(candidates: Sequence[Case], tensor: str | None, *, anything: bool) -> int | None:
+            for start in range(0, len(candidates), 2 * pool.workers):
+                batch = candidates[start : start + 2 * pool.workers]
+                hit = {
+                    r.case for r in pool.evaluate(batch, "hunt", statistical=suspect.statistical)
+                    if any(anything or c.tensor == tensor for c in _serious(r))
+                }  # fmt: skip
+                found = next((i for i, c in enumerate(batch) if c in hit), None)
+                if found is not None:
+                    return start + found
+            return None
+
+        # first toward this tensor's own failure; then nothing smaller may fail in any way
+        case, steps, minimal = shrink(case, lambda c: failing(c, suspect.tensor, anything=False), deadline=deadline)
+        if minimal:
+            case, more, minimal = shrink(case, lambda c: failing(c, None, anything=True), deadline=deadline + _LOST_SECONDS)
+            steps += more
+    last = pool.one(case, "hunt", statistical=suspect.statistical)
+    check = _representative(last, suspect)
+    detail = check.detail if minimal else f"{check.detail} (the time for shrinking ran out: not proven minimal)"
+    return Finding(
+        check=check.name, tensor=check.tensor, case=case.to_dict(), replay=replay_line(case, settings.spec),  # type: ignore[arg-type]
+        observed=check.observed, allowed=check.allowed, detail=detail, original_case=suspect.case.to_dict(),
+        shrink_steps=steps,
+    )  # fmt: skip
+
+
+def _serious(result: Result) -> list[Check]:
+    return [c for c in result.failed if c.name != "batch-invariance"]
+
+
+def _representative(result: Result, suspect: _Suspect) -> Check:
+    """The failed check that names the finding: the suspect's own if it still fails, else the most telling one."""
+    failed = sorted(_serious(result), key=lambda c: (_ORDER.index(c.name), _TENSORS.index(c.tensor)))
+    own = [c for c in failed if c.tensor == suspect.tensor]
+    if own or failed:
+        return (own or failed)[0]
+    return Check(suspect.check, suspect.tensor, False, float("nan"), float("nan"),
+                 "shown by the distribution over the survey's cases; no single case shows it alone")  # fmt: skip
+
+
+def replay_line(case: Case, spec: str) -> str:
+    """The command that shows this case again."""
+    return f"flashproof replay {shlex.quote(case.to_json())} {shlex.quote(spec)}"
+
+
+def write_finding(folder: Path, number: int, finding: Finding, implementation: Implementation) -> None:
+    """`NNN.json` and its standalone script `NNN.py`."""
+    folder.mkdir(exist_ok=True)
+    write_json_atomic(folder / f"{number:03d}.json", finding)
+    case = parse_case(json.dumps(finding.case))
+    (folder / f"{number:03d}.py").write_text(script_of(finding, case, implementation))

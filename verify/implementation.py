@@ -1,0 +1,328 @@
+"""An attention function under test: how it is found, recognised, called, and what it does not claim.
+
+Two signatures are known, recognised by their parameters: torch's `scaled_dot_product_attention` and flash_attn's
+`flash_attn_func`.  Every option that a function's signature lacks is skipped and listed, everything it has is tested.
+Conventions come with the signature: [B, H, S, D] and top-left causal masks for torch's, [B, S, H, D] and bottom-right
+ones for flash_attn's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..kernels.interpreter import KernelError
+from .case import Case
+from .inputs import DTYPES, Inputs
+from .problems import UsageError
+
+Signature = Literal["sdpa", "flash_attn"]
+
+_LSE_OPTIONS = ("return_lse", "return_softmax_lse", "return_attn_probs")
+_WINDOW_OPTIONS = ("window", "window_size")
+_KNOWN = {
+    "sdpa": {"attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa", "window", "window_size", "alignment",
+             "key_lengths", *_LSE_OPTIONS},
+    "flash_attn": {"dropout_p", "softmax_scale", "causal", "window_size", "softcap", "alibi_slopes", "deterministic",
+                   *_LSE_OPTIONS},
+}  # fmt: skip
+_REFUSAL = re.compile(r"support|implement|no viable|no available kernel|must be|must have|expected|only ", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What one call gave, in [B, H, M, D] order; gradients as from `backward(dO)`."""
+
+    out: Tensor
+    lse: Tensor | None = None
+    dq: Tensor | None = None
+    dk: Tensor | None = None
+    dv: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that there are, by name."""
+        named = {n: getattr(self, n) for n in ("out", "lse", "dq", "dk", "dv")}
+        return {n: t for n, t in named.items() if t is not None}
+
+
+class WrongResultError(Exception):
+    """The function returned something that is not attention's result: type, shape, dtype or device."""
+
+
+class RefusedError(Exception):
+    """The function said, loudly and before computing, that it does not do this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """A function, its signature, and which of the signature's options it takes."""
+
+    name: str
+    function: Callable[..., Any]
+    signature: Signature
+    options: frozenset[str]
+    has_backward: bool = True
+
+    @property
+    def alignment(self) -> str:
+        """Of its causal mask when M != N."""
+        return "top-left" if self.signature == "sdpa" else "bottom-right"
+
+    @property
+    def layout(self) -> str:
+        return "bhsd" if self.signature == "sdpa" else "bshd"
+
+    @property
+    def lse_option(self) -> str | None:
+        return next((o for o in _LSE_OPTIONS if o in self.options), None)
+
+    def conventions(self) -> dict[str, str]:
+        """As the record's manifest shows them."""
+        return {
+            "signature": self.signature,
+            "layout": self.layout,
+            "causal_alignment": "either" if "alignment" in self.options else self.alignment,
+            "masked_row": "zero",
+            "options": ", ".join(sorted(self.options)),
+        }
+
+    def lacks(self, case: Case) -> str | None:
+        """Why the case cannot be put to this function, or None.  Never a judgement, only its signature."""
+        options, mask = self.options, case.mask
+        needs_alignment = (mask.causal or mask.window is not None) and case.M != case.N
+        window = any(o in options for o in _WINDOW_OPTIONS)
+        causal = "is_causal" in options or "causal" in options
+        rules = (
+            (mask.causal and not causal, "a causal mask"),
+            (mask.window is not None and not window, "a sliding window"),
+            (mask.boolean is not None and "attn_mask" not in options, "a boolean mask"),
+            (mask.bias is not None and "attn_mask" not in options, "an additive bias"),
+            (mask.key_lengths and not options & {"key_lengths", "attn_mask"}, "key padding"),
+            (
+                needs_alignment and "alignment" not in options and mask.alignment != self.alignment,
+                f"{mask.alignment} alignment of causal masks and windows",
+            ),
+            (case.scale is not None and not options & {"scale", "softmax_scale"}, "a scale other than 1/sqrt(D)"),
+            (self.signature == "sdpa" and case.H != case.HK and "enable_gqa" not in options, "grouped-query heads"),
+            (case.backward and not self.has_backward, "gradients"),
+        )
+        return next((what for applies, what in rules if applies), None)
+
+    # -- calling -------------------------------------------------------------------------------------------------------
+
+    def __call__(self, case: Case, inputs: Inputs) -> Outputs:
+        """Forward, and backward if the case asks for it.
+
+        Raises:
+            RefusedError: the function does not take this problem and says so.
+            WrongResultError: it returned something of the wrong kind.
+            Exception: whatever else it raised.
+        """
+        leaves = [x.detach().requires_grad_(case.backward) for x in (inputs.q, inputs.k, inputs.v)]
+        try:
+            result = self._forward(case, inputs, leaves)
+        except KernelError:
+            raise
+        except (NotImplementedError, ValueError, TypeError, AssertionError) as e:
+            raise RefusedError(_one_line(e)) from e
+        except RuntimeError as e:
+            if _REFUSAL.search(str(e)):
+                raise RefusedError(_one_line(e)) from e
+            raise
+        out, lse = self._unpack(result, case)
+        if not case.backward:
+            return Outputs(out.detach(), lse)
+        if not out.requires_grad:
+            raise WrongResultError("the output is not connected to q, k and v: it has no gradient")
+        do = inputs.do if self.signature == "sdpa" else inputs.do.transpose(1, 2)
+        raw = out if self.signature == "sdpa" else out.transpose(1, 2)
+        grads = torch.autograd.grad(raw, leaves, do, allow_unused=True)
+        named = dict(zip(("dq", "dk", "dv"), grads, strict=True))
+        for name, leaf in zip(named, leaves, strict=True):
+            if named[name] is None:
+                raise WrongResultError(f"{name} is missing: the output does not depend on that input")
+            if named[name].shape != leaf.shape:
+                raise WrongResultError(f"{name} has shape {tuple(named[name].shape)}, not {tuple(leaf.shape)}")
+        return Outputs(out.detach(), lse, **named)
+
+    def _forward(self, case: Case, inputs: Inputs, leaves: list[Tensor]) -> Any:
+        if self.signature == "flash_attn":
+            return self.function(*(x.transpose(1, 2) for x in leaves), **self.arguments(case, inputs))
+        return self.function(*leaves, **self.arguments(case, inputs))
+
+    def arguments(self, case: Case, inputs: Inputs) -> dict[str, Any]:
+        """The keyword arguments that put the case to this function; all masks but the plain ones become `attn_mask`."""
+        return self._flash_attn_options(case) if self.signature == "flash_attn" else self._sdpa_options(case, inputs)
+
+    def _flash_attn_options(self, case: Case) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        if case.mask.causal:
+            options["causal"] = True
+        if case.scale is not None:
+            options["softmax_scale"] = case.scale
+        if case.mask.window is not None:
+            options["window_size"] = tuple(-1 if w is None else w for w in case.mask.window)
+        if self.lse_option:
+            options[self.lse_option] = True
+        return options
+
+    def _sdpa_options(self, case: Case, inputs: Inputs) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        mask = inputs.mask
+        causal, allowed, bias = mask.causal, mask.allowed, mask.bias
+        if mask.key_lengths is not None:
+            if "key_lengths" in self.options:
+                options["key_lengths"] = mask.key_lengths
+            else:  # as torch's users do it: a boolean mask [B, 1, 1, N]
+                keys = torch.arange(case.N, device=mask.key_lengths.device)
+                padding = keys < mask.key_lengths[:, None, None, None]
+                allowed = padding if allowed is None else allowed & padding
+        if causal and "alignment" not in self.options and (allowed is not None or bias is not None):
+            # torch takes either is_causal or attn_mask, not both
+            triangle = torch.ones(case.M, case.N, dtype=torch.bool, device=inputs.q.device).tril()
+            allowed = triangle if allowed is None else allowed & triangle
+            causal = False
+        if bias is not None:
+            bias = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
+            options["attn_mask"] = bias
+        elif allowed is not None:
+            options["attn_mask"] = allowed
+        if causal:
+            options["is_causal"] = True
+        if case.scale is not None:
+            options["scale"] = case.scale
+        if case.H != case.HK:
+            options["enable_gqa"] = True
+        if case.mask.window is not None:
+            options[next(o for o in _WINDOW_OPTIONS if o in self.options)] = case.mask.window
+        if "alignment" in self.options:
+            options["alignment"] = case.mask.alignment
+        if self.lse_option:
+            options[self.lse_option] = True
+        return options
+
+    def _unpack(self, result: Any, case: Case) -> tuple[Tensor, Tensor | None]:
+        lse = None
+        if isinstance(result, (tuple, list)) and result:
+            lse = result[1] if len(result) > 1 and self.lse_option else None
+            result = result[0]
+        if not isinstance(result, Tensor):
+            raise WrongResultError(f"the function returned {type(result).__name__}, not a tensor")
+        shape = (case.B, case.H, case.M, case.D)
+        out = result
+        if self.signature == "flash_attn" and result.dim() == 4:
+            out = result.transpose(1, 2)
+        if tuple(out.shape) != shape:
+            raise WrongResultError(f"the output has shape {tuple(out.shape)}, not {shape} (in [B, H, M, D] order)")
+        if out.dtype != DTYPES[case.dtype]:
+            raise WrongResultError(f"the output is {out.dtype}, not the inputs' {DTYPES[case.dtype]}")
+        if self.lse_option is not None:
+            if not isinstance(lse, Tensor):
+                raise WrongResultError(f"{self.lse_option}=True returned no log-sum-exp")
+            if tuple(lse.shape) != shape[:3]:
+                raise WrongResultError(f"the log-sum-exp has shape {tuple(lse.shape)}, not {shape[:3]}")
+            lse = lse.detach()
+        return out, lse
+
+
+def _one_line(e: BaseException) -> str:
+    text = " ".join(str(e).split())
+    return f"{type(e).__name__}: {text[:300]}" if text else type(e).__name__
+
+
+def describe(e: BaseException) -> str:
+    """An exception in one line, for a record."""
+    return _one_line(e)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# finding and recognising a function
+
+
+def recognise(name: str, function: Callable[..., Any], *, has_backward: bool = True) -> Implementation:
+    """An `Implementation` from a function, by its parameters.
+
+    Raises:
+        UsageError: when its signature is neither of the two that are known.
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} has no readable signature; wrap it in a Python function") from None
+    names = set(parameters)
+    positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    flash_attn = bool(names & {"softmax_scale", "causal", "window_size"}) and not names & {"is_causal", "attn_mask"}
+    signature: Signature = "flash_attn" if flash_attn else "sdpa"
+    required = [p.name for p in parameters.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(positional) < 3 or len(required) > 3 or any(r not in [p.name for p in positional[:3]] for r in required):
+        raise UsageError(
+            f"{name}({', '.join(parameters)}) has a foreign signature: expected torch's "
+            "scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, ...) "
+            "or flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), ...)"
+        )
+    return Implementation(name, function, signature, frozenset(names & _KNOWN[signature]), has_backward)
+
+
+def load(spec: str) -> Implementation:
+    """A built-in name, `package.module:function`, or `path/to/file.py:function`.
+
+    Raises:
+        UsageError: in one line, for whatever cannot be found, imported or recognised.
+    """
+    from .builtin import BUILTIN
+
+    if spec in BUILTIN:
+        return BUILTIN[spec]()
+    target, colon, attribute = spec.rpartition(":")
+    if not colon or not target or not attribute:
+        raise UsageError(
+            f"unknown implementation {spec!r}: use one of {', '.join(BUILTIN)}, or package.module:function, or file.py:function"
+        )
+    module = _import_file(Path(target)) if target.endswith(".py") else _import_module(target)
+    found: Any = module
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if found is None:
+        raise UsageError(f"{target} has no {attribute!r}")
+    if not callable(found):
+        raise UsageError(f"{spec} is {type(found).__name__}, not a function")
+    return recognise(spec, found)
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(f"no such file: {path}")
+    name = f"flashproof_user_{path.stem}"
+    loader = importlib.util.spec_from_file_location(name, path)
+    assert loader is not None and loader.loader is not None
+    module = importlib.util.module_from_spec(loader)
+    sys.modules[name] = module
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:  # the file's own neighbours, as when it is run
+        sys.path.insert(0, folder)
+    try:
+        loader.loader.exec_module(module)
+    except BaseException as e:
+        if isinstance(e, KeyboardInterrupt):
+            raise
+        raise UsageError(f"{path} does not import: {_one_line(e)}") from e
+    return module
+
+
+def _import_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except BaseException as e:
+        if isinstance(e, KeyboardInterrupt):
+            raise
+        raise UsageError(f"{name} does not import: {_one_line(e)}") from e

@@ -1,0 +1,141 @@
+"""From a case to tensors: values rounded to the dtype, masks, and the memory layout the case asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..reference.masks import Mask
+from .case import Case
+from .draws import Draws
+from .problems import UsageError
+from .regimes import REGIMES
+
+DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_POISON = float("nan")  # what lies between and beside the elements that a kernel may read
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Tensors of a case: q, do [B, H, M, D]; k, v [B, HK, N, D]; in the case's dtype and layout."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    do: Tensor
+    mask: Mask
+
+    def to(self, device: torch.device) -> Inputs:
+        """The same on another device; layouts are kept."""
+        if device.type == "cpu":
+            return self
+        moved = {n: _moved(getattr(self, n), device) for n in ("q", "k", "v", "do")}
+        m = self.mask
+        mask = Mask(
+            causal=m.causal, window=m.window, alignment=m.alignment,
+            allowed=None if m.allowed is None else m.allowed.to(device),
+            bias=None if m.bias is None else m.bias.to(device),
+            key_lengths=None if m.key_lengths is None else m.key_lengths.to(device),
+        )  # fmt: skip
+        return Inputs(**moved, mask=mask)
+
+    def batch(self, b: int) -> Inputs:
+        """Batch element b alone."""
+        m = self.mask
+
+        def one(x: Tensor | None) -> Tensor | None:
+            return x if x is None or x.shape[0] == 1 else x[b : b + 1]
+
+        mask = Mask(causal=m.causal, window=m.window, alignment=m.alignment, allowed=one(m.allowed), bias=one(m.bias),
+                    key_lengths=one(m.key_lengths))  # fmt: skip
+        return Inputs(*(x[b : b + 1] for x in (self.q, self.k, self.v, self.do)), mask=mask)
+
+
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    storage = torch.empty(0, dtype=x.dtype, device=device)
+    whole = x.as_strided((x.untyped_storage().nbytes() // x.element_size(),), (1,), 0).to(device)
+    return storage.set_(whole.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+
+
+def build(case: Case) -> Inputs:
+    """The tensors of a case, on the CPU.
+
+    Raises:
+        UsageError: for a regime that does not exist.
+    """
+    if case.regime not in REGIMES:
+        raise UsageError(f"unknown regime {case.regime!r}; there are {', '.join(REGIMES)}")
+    values = REGIMES[case.regime].draw(case)
+    dtype = DTYPES[case.dtype]
+    q, k, v, do = (_rounded(np.asarray(x), dtype) for x in (values.q, values.k, values.v, values.do))
+    if case.layout == "expanded":  # one key/value head for all, one row of dO for all: stride 0
+        k, v = (x[:, :1].expand(-1, case.HK, -1, -1) for x in (k, v))
+        do = do[:, :, :1].expand(-1, -1, case.M, -1)
+        return Inputs(_place(q, "contiguous"), k, v, do, _mask(case))
+    if case.layout == "packed":
+        q, k, v = _packed(q, k, v)
+        return Inputs(q, k, v, _place(do, "bshd"), _mask(case))
+    return Inputs(*(_place(x, case.layout) for x in (q, k, v, do)), mask=_mask(case))
+
+
+def _rounded(x: np.ndarray, dtype: torch.dtype) -> Tensor:  # type: ignore[type-arg]
+    """Round to nearest even through fp32, saturating: inputs are finite by contract."""
+    limit = torch.finfo(dtype).max
+    return torch.from_numpy(np.ascontiguousarray(np.clip(x, -limit, limit)).astype(np.float32)).to(dtype)
+
+
+def _place(x: Tensor, layout: str) -> Tensor:
+    """The same values in another memory layout."""
+    if layout == "bshd":  # [B, S, H, D] in memory
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+    if layout == "gaps":  # every stride padded, an odd storage offset, poison in between and around
+        B, H, S, D = x.shape
+        strides = (H * (S * (D + 3) + 5) + 7, S * (D + 3) + 5, D + 3, 1)
+        storage = torch.full((B * strides[0] + 64,), _POISON, dtype=x.dtype)
+        view = storage.as_strided(x.shape, strides, 33)
+        view.copy_(x)
+        return view
+    return x.contiguous()
+
+
+def _packed(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v as slices of one [B, S, H + 2 HK, D] buffer, poison where a sequence is shorter than the other."""
+    (B, H, M, D), (HK, N) = q.shape, k.shape[1:3]
+    buffer = torch.full((B, max(M, N), H + 2 * HK, D), _POISON, dtype=q.dtype)
+    views = (buffer[:, :M, :H], buffer[:, :N, H : H + HK], buffer[:, :N, H + HK :])
+    out = []
+    for view, x in zip(views, (q, k, v), strict=True):
+        view.copy_(x.transpose(1, 2))
+        out.append(view.transpose(1, 2))
+    return out[0], out[1], out[2]
+
+
+def _mask(case: Case) -> Mask:
+    recipe, (B, H, M, N) = case.mask, (case.B, case.H, case.M, case.N)
+    allowed = bias = lengths = None
+    draws = Draws(case.seed, "mask")
+    shape = draws.choice(((B, H, M, N), (B, 1, M, N), (1, H, M, N), (1, 1, M, N)))
+    if recipe.boolean is not None:
+        seen = torch.from_numpy(Draws(case.seed, "boolean").uniform(*shape) < 0.7)
+        if recipe.boolean == "empty-rows":
+            seen &= torch.from_numpy(Draws(case.seed, "rows").uniform(*shape[:3], 1) < 0.7)
+        elif recipe.boolean == "first-tile":
+            seen[..., : min(32, max(0, N - 1))] = False
+        allowed = seen
+    if recipe.bias is not None:
+        values = Draws(case.seed, "bias").normal(*shape)
+        if recipe.bias == "alibi":
+            distance = np.abs(np.arange(M)[:, None] - np.arange(N)[None, :])
+            values = np.broadcast_to(-0.125 * distance, shape).copy()
+        elif recipe.bias == "hidden":
+            values[Draws(case.seed, "hidden").uniform(*shape) < 0.3] = -np.inf
+        bias = torch.from_numpy(values.astype(np.float32)).to(DTYPES[case.dtype])
+    if recipe.key_lengths:
+        lengths = torch.from_numpy(Draws(case.seed, "lengths").integers(0, N + 1, B))
+    return Mask(
+        causal=recipe.causal, window=recipe.window or (None, None), alignment=recipe.alignment,
+        allowed=allowed, bias=bias, key_lengths=lengths,
+    )  # fmt: skip

@@ -1,0 +1,84 @@
+"""The standalone script of a finding: inputs as bytes, the definition of attention in float64, and one comparison.
+
+It needs the implementation, torch and numpy; nothing of ours.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from importlib.resources import files
+from pathlib import Path
+
+
+import jinja2
+import torch
+from torch import Tensor
+
+from ..reports.record import Finding
+from .case import Case
+from .evaluate import in_its_own_layout, reference
+from .implementation import Implementation
+from .inputs import build
+
+
+def script_of(finding: Finding, case: Case, implementation: Implementation) -> str:
+    """The script's text."""
+    inputs = build(in_its_own_layout(case, implementation))
+    options = implementation.arguments(case, inputs)
+    visible, bias = inputs.mask.rows(0, case.M, case.M, case.N, torch.device("cpu"))
+    known = reference(case, inputs)
+    bound, envelope = known.bound.get(finding.tensor or ""), known.envelope.get(finding.tensor or "")
+    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False).from_string(  # noqa: S701  (Python, not HTML)
+        files(__package__).joinpath("script.py.j2").read_text()
+    )
+    return template.render(
+        finding=finding, case=case, load=_load_code(implementation), flash_attn=implementation.signature == "flash_attn",
+        lse_option=implementation.lse_option,
+        tensors={n: _literal(getattr(inputs, n)) for n in ("q", "k", "v", "do")},
+        options={k: _literal(v) if isinstance(v, Tensor) else repr(v) for k, v in options.items()},
+        visible=_literal(visible.expand(case.B, case.H, case.M, case.N).contiguous()),
+        bias=None if bias is None else _literal(bias.expand(case.B, case.H, case.M, case.N).contiguous()),
+        bound=None if bound is None else _literal(bound), allowed_rms=(envelope or 0.0) * finding.allowed, scale=case.softmax_scale,
+    )  # fmt: skip
+
+
+def _literal(x: Tensor) -> str:
+    """Code that rebuilds a tensor with its storage (gaps included), strides and offset."""
+    storage = torch.empty(0, dtype=torch.uint8).set_(x.untyped_storage()).numpy().tobytes()
+    text = base64.b85encode(zlib.compress(storage, 9)).decode()
+    dtype = str(x.dtype)
+    return f"tensor({text!r}, {dtype}, {tuple(x.shape)}, {x.stride()}, {x.storage_offset()})"
+
+
+_SDPA = """\
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def attention(*args, **kwargs):
+    with sdpa_kernel([SDPBackend.{backend}]):
+        return torch.nn.functional.scaled_dot_product_attention(*args, **kwargs)
+"""
+_BACKENDS = {"sdpa-math": "MATH", "sdpa-flash": "FLASH_ATTENTION", "sdpa-efficient": "EFFICIENT_ATTENTION",
+             "sdpa-cudnn": "CUDNN_ATTENTION"}  # fmt: skip
+
+
+def _load_code(implementation: Implementation) -> str:
+    name = implementation.name
+    if name in _BACKENDS:
+        return _SDPA.format(backend=_BACKENDS[name])
+    target, colon, attribute = name.rpartition(":")
+    if not colon:
+        return f"from flashproof.verify.implementation import load  # a built-in of flashproof\n\nattention = load({name!r}).function\n"
+    if target.endswith(".py"):
+        path = Path(target).resolve()
+        return (
+            f"sys.path.insert(0, {str(path.parent)!r})\n"
+            f"spec = importlib.util.spec_from_file_location({path.stem!r}, {str(path)!r})\n"
+            "module = importlib.util.module_from_spec(spec)\n"
+            f"sys.modules[{path.stem!r}] = module\n"
+            f"spec.loader.exec_module(module)\nattention = module.{attribute}\n"
+        )
+    return f"import {target}\n\nattention = {target}.{attribute}\n"
+
+

@@ -1,0 +1,61 @@
+"""The few statistics that a gate needs, one number per case going in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import mpmath
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean over n cases with a two-sided interval; n < 2 has no interval."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def t(self) -> float:
+        """Student's t against 0, from the interval's own width."""
+        return self._t
+
+    _t: float = 0.0
+
+
+@lru_cache(maxsize=1024)
+def student_quantile(p: float, freedom: int) -> float:
+    """The p-quantile of Student's t with `freedom` degrees of freedom (Abramowitz and Stegun 26.7.1)."""
+
+    def above(t: float) -> mpmath.mpf:
+        tail = mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True) / 2
+        return tail - (1 - p)
+
+    high = 1.0
+    while above(high) > 0:
+        high *= 2
+    return float(mpmath.findroot(above, (0.0, high), solver="anderson", tol=1e-12, verify=False))
+
+
+def mean_interval(values: Sequence[float], confidence: float) -> Mean:
+    """Mean with the two-sided Student interval of level `confidence`; values are independent cases."""
+    n = len(values)
+    if n == 0:
+        return Mean(0, math.nan, math.nan, math.nan)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Mean(1, mean, -math.inf, math.inf)
+    deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1))
+    error = deviation / math.sqrt(n)
+    half = student_quantile(0.5 + confidence / 2, n - 1) * error
+    t = mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
+    return Mean(n, mean, mean - half, mean + half, t)
+
+
+def rule_of_three(n: int) -> float:
+    """Upper 95 % limit of a probability after 0 failures in n independent cases (Hanley and Lippman-Hand 1983)."""
+    return 1.0 - 0.05 ** (1.0 / n) if n else 1.0
