@@ -78,9 +78,10 @@ def backward_errors(
 
     # dQ = scale dS K
     error = c.mix(own, c.k.abs()) + scale * e_delta * c.mix(b.p, c.k).abs()
-    error = error + c.product_error(c.N) * c.mix(total, c.k.abs())
+    moduli = c.mix(total, c.k.abs())  # [B, H, r, D]
+    error = error + c.product_error(c.N) * moduli
     error = error + c.operand_floor * largest.sum(-1, keepdim=True) + 2 * TINY32 * c.N
-    error = _stored(error, c.mix(total, c.k.abs()), c.N, c)
+    error = _stored(error, moduli, c.N, c)
     return _gradient_error(error, dq, a.gradient_roundings, c)
 
 

@@ -1,9 +1,9 @@
 """Certified attention: forward, log-sum-exp and backward in ball arithmetic, with a proven error radius.
 
-Every quantity is an interval (midpoint and radius) that contains the exact value for the given inputs, whatever
-their rounding; python-flint's `arb` propagates the radii (Johansson 2017, IEEE Trans. Comput. 66(8)). 128 bits
-are ample for logits of order 1; the radius grows like the largest logit, hence the default of 192. Time is
-O(M N D) in software: some 0.05 s for 64 x 64 and 0.15 s for 128 x 128 per head at D = 64.
+Every quantity is an interval (midpoint and radius) that contains the exact value for the given inputs,
+whatever their rounding; python-flint's `arb` propagates the radii (Johansson 2017, IEEE Trans. Comput.
+66(8)). 128 bits are ample for logits of order 1; the radius grows like the largest logit, hence the default
+of 192. Time is O(M N D) in software: some 0.05 s for 64 x 64 and 0.15 s for 128 x 128 per head at D = 64.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Ball:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Certified:
-    """Balls shaped as the results of `attention`, None for gradients without dO; natural scales in float64."""
+    """Balls shaped as the results of `attention`, None for gradients without dO; and natural scales."""
 
     o: Ball
     lse: Ball

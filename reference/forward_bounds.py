@@ -90,7 +90,7 @@ def output_error(b: Block, w: Weights, c: Setting) -> tuple[Tensor, Tensor]:
     floor = (p.floor if a.weights_rounded else 0.0) + TINY32 * (R + 2)
     unit = torch.zeros_like(l) if a.weights == "normalised" else 1 / (l * w.low)  # of one floor, in O
     unit = unit if a.weights == "unnormalised" else unit.clamp_min(1.0)
-    sums = c.mix(b.visible.double(), c.v.abs())  # [B, H, r, D]: sum |v|
+    sums = c.mix(b.visible.double(), c.v.abs())  # [B, H, r, D]: sum |v| over visible keys
     floors = floor * unit * sums
     b2 = psi * moduli + torch.minimum(floors, largest) + TINY32 * (c.N + R + 4)
 

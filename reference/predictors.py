@@ -6,15 +6,15 @@ u_p^2 / (8 ln 2) = 0.18 u_p^2: the mean of ulp^2 / 12 over the binade. First-ord
 attention, variances adding, gives
 
     var O  = sum_j P^2 var(s) (v - O)^2  +  sum_j var(P) v^2  +  rho O^2
-    var dV = sum_i (var(P) + P^2 var(s)) dO^2  +  rho dV^2
+    var dV = sum_i var(P) dO^2  +  rho dV^2
     var dQ = scale^2 [ sum_j var(dS) K^2 + var(delta) (P K)^2 ]  +  rho dQ^2
     var dK = scale^2 sum_i (var(dS) + P^2 var(delta)) Q^2  +  rho dK^2
 
-where var(s) collects the roundings of the logits, var(P) that of the weights, var(dS) and var(delta) those
-on the way back. Coherent roundings (many equal weights) make the error larger, exactly representable values
-make it smaller: meant for independently drawn inputs, and for the RMS over a whole tensor. Running sums of
-gradients that pass through p (`gradient_stores`) are not predicted: a kernel that does this is worse than
-it need be.
+plus what errors of the logits do on the way back (`_Moved`). var(s) collects the roundings of the logits,
+var(P) those of the weights, var(dS) and var(delta) those on the way back, rho is meant once per rounding.
+Coherent roundings (many equal weights) make the error larger, exactly representable values make it smaller:
+meant for independently drawn inputs, and for the RMS over a whole tensor. Running sums of gradients that
+pass through p (`gradient_stores`) are not predicted: a kernel that does this is worse than it need be.
 """
 
 import math
@@ -98,18 +98,19 @@ def predict(
     var_dk, var_dv = torch.zeros_like(kc), torch.zeros_like(kc)
     for b in blocks(q, kc, vc, do, mask, scale, truth):
         var_s = _var_logit(b, c)  # [B, H, r, N]
-        out_sum += float(_var_output(b, var_s, c).sum())
+        stored = _var_stored(b, c)  # [B, H, r, D]
+        out_sum += float((_var_output(b, var_s, c) + stored).sum())
         if gradients is None:
             continue
-        own, shared = _var_score_gradient(b, var_s, c)  # [B, H, r, N], [B, H, r, 1]
-        var_p = _var_round(b.p, c.p, int(c.a.weights_rounded)) + b.p.square() * var_s
-        var_dq = (
-            c.mix(own + _sum_error(c.N) * b.ds.square(), c.k.square()) + shared * c.mix(b.p, c.k).square()
-        )
+        own, shared = _var_score_gradient(b, stored, c)  # [B, H, r, N], [B, H, r, 1]
+        moved = _Moved.by(b, var_s, c)
+        pk, p2, ds2 = c.mix(b.p, c.k), b.p.square(), b.ds.square()
+        var_dq = c.mix(own + _sum_error(c.N) * ds2, c.k.square()) + shared * pk.square() + moved.dq(pk)
         dq_sum += float((scale**2 * var_dq).sum())
-        var_ds = own + shared * b.p.square() + _sum_error(G * M) * b.ds.square()
+        var_ds = own + shared * p2 + moved.ds() + _sum_error(G * M) * ds2
+        var_p = _var_round(b.p, c.p, int(c.a.weights_rounded)) + moved.p() + _sum_error(G * M) * p2
         var_dk += scale**2 * (group(var_ds, kc).mT @ group(b.q.square(), kc))
-        var_dv += group(var_p + _sum_error(G * M) * b.p.square(), kc).mT @ group(b.do.square(), kc)
+        var_dv += group(var_p, kc).mT @ group(b.do.square(), kc)
     if gradients is None:
         return Predicted(_root_mean(out_sum, truth.o), None, None, None)
     n = c.a.gradient_roundings
@@ -176,14 +177,19 @@ def _var_weight(b: Block, c: _Setting) -> Tensor:
 
 
 def _var_output(b: Block, var_s: Tensor, c: _Setting) -> Tensor:
-    """Variance of O [B, H, r, D]; a row sum of the rounded P centres V."""
+    """Variance of O [B, H, r, D] by logits and weights; a row sum of the rounded P centres V."""
     var_p = _var_weight(b, c)
-    centred = _centred(b, b.p.square() * var_s, c)
-    raw = c.mix(var_p, c.v.square())
+    rounded = c.mix(var_p, c.v.square())
     if c.a.row_sum != "unrounded":
-        raw = _centred(b, var_p, c) if c.a.row_sum == "rounded" else torch.maximum(raw, _centred(b, var_p, c))
+        centred = _centred(b, var_p, c)
+        rounded = centred if c.a.row_sum == "rounded" else torch.maximum(rounded, centred)
+    return _centred(b, b.p.square() * var_s, c) + rounded
+
+
+def _var_stored(b: Block, c: _Setting) -> Tensor:
+    """Variance of O [B, H, r, D] by its fp32 sums and its rounding."""
     sums = _sum_error(c.N) * c.mix(b.p.square(), c.v.square()) + 2 * _drift(c.N) * b.o.square()
-    return centred + raw + sums + _var_round(b.o, c.p, 1)
+    return sums + _var_round(b.o, c.p, 1)
 
 
 def _centred(b: Block, w: Tensor, c: _Setting) -> Tensor:
@@ -194,24 +200,69 @@ def _centred(b: Block, w: Tensor, c: _Setting) -> Tensor:
     return square.clamp_min(0.0)
 
 
-def _var_score_gradient(b: Block, var_s: Tensor, c: _Setting) -> tuple[Tensor, Tensor]:
-    """Variances of dS [B, H, r, N] without the error of delta, and of delta [B, H, r, 1]."""
-    a, rho = c.a, _LOG_UNIFORM * c.p.u**2
-    D = c.k.shape[3]
-    gap2, dp2, p2 = (b.dp - b.delta).square(), b.dp.square(), b.p.square()
+@dataclass(frozen=True, slots=True, eq=False)
+class _Moved:
+    """Variances on the way back that errors of the logits cause, by the second derivative of softmax.
+
+    An error e_l of logit l moves P_j by P_j (1[j = l] - P_l) e_l and, delta being a function of P,
+
+        dS_j by [dS_j (1[j = l] - P_l) - P_j dS_l] e_l
+        sum_j dS_j k_j by [dS_l (k_l - P K) - P_l dS K] e_l
+    """
+
+    b: Block
+    c: _Setting
+    var_s: Tensor  # [B, H, r, N]
+    pp: Tensor  # sum_l var(s) P^2, with the error of the stored L, which scales the whole row  [B, H, r, 1]
+    ps: Tensor  # sum_l var(s) P dS
+    ss: Tensor  # sum_l var(s) dS^2
+
+    @classmethod
+    def by(cls, b: Block, var_s: Tensor, c: _Setting) -> "_Moved":
+        pp, ps, ss = (
+            (var_s * x * y).sum(-1, keepdim=True) for x, y in ((b.p, b.p), (b.p, b.ds), (b.ds, b.ds))
+        )
+        stored = _LOG_UNIFORM * U32**2 * b.lse.square() if c.a.recomputed else 0.0
+        return cls(b, c, var_s, pp + stored, ps, ss)
+
+    def p(self) -> Tensor:
+        """[B, H, r, N]"""
+        var = self.b.p.square() * (self.var_s * (1 - 2 * self.b.p) + self.pp)
+        return var.clamp_min(0.0)
+
+    def ds(self) -> Tensor:
+        """[B, H, r, N]"""
+        p, ds = self.b.p, self.b.ds
+        var = ds.square() * (self.var_s * (1 - 4 * p) + self.pp) + 2 * p * ds * self.ps + p.square() * self.ss
+        return var.clamp_min(0.0)
+
+    def dq(self, pk: Tensor) -> Tensor:
+        """[B, H, r, D], of dQ / scale; pk = P K."""
+        b, c = self.b, self.c
+        w, x = self.var_s * b.ds.square(), self.var_s * b.ds * b.p
+        dsk = c.mix(b.ds, c.k)  # [B, H, r, D]
+        square = c.mix(w, c.k.square()) - 2 * pk * c.mix(w, c.k) + pk.square() * self.ss
+        cross = c.mix(x, c.k) - pk * self.ps
+        return (square - 2 * dsk * cross + dsk.square() * self.pp).clamp_min(0.0)
+
+
+def _var_score_gradient(b: Block, stored: Tensor, c: _Setting) -> tuple[Tensor, Tensor]:
+    """Variances of dS [B, H, r, N] and of delta [B, H, r, 1] by all but the logits."""
+    a, rho, D = c.a, _LOG_UNIFORM * c.p.u**2, c.k.shape[3]
+    gap2, dp2, p2, do2 = (b.dp - b.delta).square(), b.dp.square(), b.p.square(), b.do.square()
     var_p = _var_round(b.p, c.p, int(a.weights_in_ds_rounded))
-    var_dp = rho * int(a.dp_rounded) * dp2 + _drift(D) * dp2
-    var_dp = var_dp + _sum_error(D) * ungroup(group(b.do.square(), c.k) @ c.v.square().mT, b.q)
+    var_dp = (rho * int(a.dp_rounded) + _drift(D)) * dp2
+    var_dp = var_dp + _sum_error(D) * ungroup(group(do2, c.k) @ c.v.square().mT, b.q)
     n = a.ds_roundings - (c.exact_scale if a.ds_scaled and a.ds_roundings > 1 else 0)
-    own = p2 * (var_s * gap2 + var_dp) + var_p * gap2 + _var_round(b.ds, c.p, n)
-    shift = (p2 * var_s * gap2).sum(-1, keepdim=True)  # the logits' errors reach delta through every P
-    by_weights = shift + (var_p * dp2 + p2 * var_dp).sum(-1, keepdim=True)
+    own = p2 * var_dp + var_p * gap2 + _var_round(b.ds, c.p, n)
+    by_weights = (var_p * dp2 + p2 * var_dp).sum(-1, keepdim=True) + 2 * _drift(c.N // 16) * b.delta.square()
     pulled = gap2 if a.row_sum == "rounded" else dp2 if a.row_sum == "unrounded" else torch.maximum(gap2, dp2)
-    stored = (b.do.square() * _var_round(b.o, c.p, 1)).sum(-1, keepdim=True)
-    by_output = shift + (_var_weight(b, c) * pulled).sum(-1, keepdim=True) + stored
-    shared = {"output": by_output, "weights": by_weights, "either": torch.maximum(by_output, by_weights)}[
-        a.delta
-    ]
+    by_output = (_var_weight(b, c) * pulled).sum(-1, keepdim=True) + _drift(D) * b.delta.square()
+    by_output = by_output + (do2 * (stored + _sum_error(D) * b.o.square())).sum(-1, keepdim=True)
+    if a.delta == "either":
+        shared = torch.maximum(by_output, by_weights)
+    else:
+        shared = by_output if a.delta == "output" else by_weights
     return own.masked_fill(~b.visible, 0.0), shared
 
 

@@ -157,13 +157,17 @@ def _worst_cells(runs: Sequence[Run], limit: int = 24) -> list[dict[str, object]
     return [
         {
             "series": index,
-            "label": words.clip(f"{cell.tensor} {cell.dtype} · {cell.regime} · {cell.mask}", 60),
+            "label": words.clip(" · ".join([f"{cell.tensor} {cell.dtype}", cell.regime, *_mask(cell)]), 60),
             **{name: _short(getattr(cell, name)) for name in ("ratio", "low", "high", "allowed")},
             "status": cell.status,
             "n": cell.n,
         }
         for index, cell in cells[:limit]
     ]
+
+
+def _mask(cell: Cell) -> list[str]:
+    return [] if cell.mask == "all" else [cell.mask]
 
 
 def _worst_points(runs: Sequence[Run], choice: Choice) -> list[dict[str, object]]:
@@ -280,9 +284,11 @@ def _template() -> jinja2.Template:
         "clip": words.clip,
         "duration": words.duration,
         "heat": overview.heat,
+        "amounts": words.amounts,
         "times": words.times,
         "tone": tone,
         "breakable": breakable,
+        "plain": lambda value: ", ".join(map(str, value)) if isinstance(value, list) else str(value),
         "recipe": lambda case: json.dumps(case, ensure_ascii=False),
     }
     environment.globals |= {

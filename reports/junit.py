@@ -10,7 +10,7 @@ import re
 from xml.etree import ElementTree as ET
 
 from .record import Check, Finding, Run
-from .words import clip, number, worst_first
+from .words import clip, sentence, worst_first
 
 # What XML 1.0 cannot carry, not even escaped (section 2.2 of the recommendation).
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -64,7 +64,7 @@ def _check(suite: ET.Element, implementation: str, check: Check, findings: list[
     if check.status == "skipped":
         ET.SubElement(case, "skipped", message=_text(check.detail or "not applicable"))
     elif check.status == "fail":
-        message = _worded(findings[0]) if findings else check.detail or "the check failed"
+        message = sentence(findings[0]) if findings else check.detail or "the check failed"
         failure = ET.SubElement(case, "failure", type=_text(check.name), message=_text(message))
         failure.text = _text("\n\n".join([check.detail, *map(_told, findings[:10])]).strip())
     elif check.detail:
@@ -91,13 +91,8 @@ def _case(suite: ET.Element, implementation: str, name: str, tensor: str | None)
     )
 
 
-def _worded(finding: Finding) -> str:
-    detail = f": {finding.detail}" if finding.detail else ""
-    return f"{number(finding.observed)} observed, {number(finding.allowed)} allowed{detail}"
-
-
 def _told(finding: Finding) -> str:
-    return f"{_worded(finding)}\n{finding.replay}"
+    return f"{sentence(finding)}\n{finding.replay}"
 
 
 def _text(text: str) -> str:

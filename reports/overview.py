@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,6 +84,11 @@ class HeatMap:
     rows: list[tuple[str, str, list[Cell | None]]]
     left_out: int  # rows that are not shown; the worst are
 
+    @property
+    def by_mask(self) -> bool:
+        """Whether cells are split by mask at all."""
+        return any(mask != "all" for _, mask, _ in self.rows)
+
 
 def heat_map(cells: Sequence[Cell], limit: int) -> HeatMap:
     """Regimes, and within them masks, with the worst cell first."""
@@ -118,9 +123,9 @@ def badness(cell: Cell) -> tuple[bool, float]:
 
 
 def closeness(cell: Cell) -> tuple[bool, float]:
-    """Failed cells before the others, then by how much of what is allowed the interval reaches."""
-    high = _known(cell.high if cell.high is not None else cell.ratio)
-    return cell.status == "fail", high / cell.allowed if cell.allowed else high
+    """Failed cells before the others, then by how near the interval's lower end is to what is allowed."""
+    low = _known(cell.low if cell.low is not None else cell.ratio)
+    return cell.status == "fail", low / cell.allowed if cell.allowed else low
 
 
 def _known(value: float | None) -> float:
@@ -137,35 +142,51 @@ def heat(ratio: float | None) -> str:
 # -------------------------------------------------------------------------------------------------- coverage
 
 
+Seen = tuple[int, int]  # cases of the survey, cases of the hunt
+
+
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Cases that returned, per dtype and mask (rows) and regime (columns), as (survey, hunt)."""
+    """How many cases returned a result: by regime and by mask per dtype, and by all three."""
 
+    dtypes: list[str]
+    by_regime: list[tuple[str, list[Seen]]]
+    by_mask: list[tuple[str, list[Seen]]]
     regimes: list[str]
-    rows: list[tuple[str, str, list[tuple[int, int]]]]
+    rows: list[tuple[str, str, list[Seen]]]  # dtype, mask, one entry per regime
 
 
 def coverage(run: Run) -> Coverage:
     """How many cases of each kind were measured."""
-    cases: dict[tuple[str, str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    cases: dict[str, tuple[str, str, str, bool]] = {}
     for row in run.rows:
         if measured(row):
-            key = (str(row.dtype), row.mask or "none", row.regime or "unnamed")
-            cases[key]["hunt" if row.phase == "hunt" else "survey"].add(row.case_id)
-    regimes = order([regime for _, _, regime in cases], ())
-    dtypes = order([dtype for dtype, _, _ in cases], DTYPES)
-    masks = order([mask for _, mask, _ in cases], ("none", "causal"))
+            kind = (str(row.dtype), row.mask or "none", row.regime or "unnamed")
+            cases[row.case_id] = (*kind, row.phase == "hunt")
+    found = list(cases.values())
+    dtypes = order([dtype for dtype, _, _, _ in found], DTYPES)
+    masks = order([mask for _, mask, _, _ in found], ("none",))
+    regimes = order([regime for _, _, regime, _ in found], ("normal",))
+    counts: dict[tuple[str, str | None, str | None, bool], int] = Counter(
+        (dtype, m, r, hunt)
+        for dtype, mask, regime, hunt in found
+        for m in (mask, None)
+        for r in (regime, None)
+    )
 
-    def entry(dtype: str, mask: str, regime: str) -> tuple[int, int]:
-        found = cases.get((dtype, mask, regime), {})
-        return len(found.get("survey", ())), len(found.get("hunt", ()))
+    def seen(dtype: str, mask: str | None, regime: str | None) -> Seen:
+        return counts[dtype, mask, regime, False], counts[dtype, mask, regime, True]
 
     rows = [
-        (dtype, mask, [entry(dtype, mask, regime) for regime in regimes])
-        for dtype in dtypes
-        for mask in masks
+        (dtype, mask, [seen(dtype, mask, regime) for regime in regimes]) for dtype in dtypes for mask in masks
     ]
-    return Coverage(regimes, [row for row in rows if any(map(sum, row[2]))])
+    return Coverage(
+        dtypes=dtypes,
+        by_regime=[(regime, [seen(dtype, None, regime) for dtype in dtypes]) for regime in regimes],
+        by_mask=[(mask, [seen(dtype, mask, None) for dtype in dtypes]) for mask in masks],
+        regimes=regimes,
+        rows=[row for row in rows if any(map(sum, row[2]))],
+    )
 
 
 # ------------------------------------------------------------------------------------- cases without a result

@@ -211,8 +211,8 @@
     };
   };
   drawings.bias = strips(data.bias, { x: signedScale, ends: [1, 5], rule: 0 });
-  drawings.bound = strips(data.bound, { x: ratioScale, ends: [0, 6], rule: 1, decades: 6 });
-  drawings.predictor = strips(data.predictor, { x: ratioScale, ends: [0, 6], rule: 1, decades: 4 });
+  drawings.bound = strips(data.bound, { x: ratioScale, ends: [1, 6], rule: 1, decades: 5 });
+  drawings.predictor = strips(data.predictor, { x: ratioScale, ends: [1, 6], rule: 1, decades: 2.5 });
 
   drawings.ulp = (element) => {
     const names = ["exact", "at most ½ ulp off", "½ to 1 ulp off", "1 to 2 ulp off", "more than 2 ulp off"];
@@ -256,7 +256,7 @@
         Plot.text(cells, { y: (c) => (narrow ? c.y - 14 : c.y), text: (c) => shorten(c.label, narrow ? Math.floor(width / 7) : 42), frameAnchor: "left", dx: narrow ? 0 : -margin + 2, textAnchor: "start", fill: "currentColor", stroke: "var(--paper)", strokeWidth: 4 }),
         Plot.ruleY(cells.filter((c) => c.low !== null && c.high !== null), { y: "y", x1: (c) => at(c.low), x2: (c) => at(c.high), stroke: colour, strokeWidth: 1.75 }),
         Plot.dot(known("allowed"), { y: "y", x: (c) => at(c.allowed), symbol: { draw: (context, size) => { const r = Math.sqrt(size); context.moveTo(0, -r); context.lineTo(0, r); } }, r: 5, stroke: "currentColor", strokeWidth: 1.75 }),
-        Plot.dot(cells.filter((c) => c.status !== "fail"), { y: "y", x: (c) => at(c.ratio), fill: colour, symbol: (c) => series[c.series].symbol, r: 3.6 }),
+        Plot.dot(cells.filter((c) => c.status !== "fail"), { y: "y", x: (c) => at(c.ratio), stroke: colour, strokeWidth: 1.5, fill: (c) => (c.status === "predicted" ? "var(--paper)" : colour(c)), symbol: (c) => series[c.series].symbol, r: 3.6 }),
         Plot.dot(cells.filter((c) => c.status === "fail"), { y: "y", x: (c) => at(c.ratio), symbol: "times", stroke: colour, strokeWidth: 2.5, r: 4 }),
         Plot.tip(cells, Plot.pointer({ y: "y", x: (c) => at(c.ratio), title: text })),
       ],

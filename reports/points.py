@@ -78,7 +78,7 @@ def _error(point: Point) -> float:
 
 def _badness(point: Point) -> float:
     ratio = point.row.bound_ratio
-    return math.inf if point.row.nonfinite or ratio is None or math.isnan(ratio) else ratio
+    return math.inf if ratio is None or math.isnan(ratio) else ratio
 
 
 def _round_robin(points: Sequence[Point]) -> Iterator[Point]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 
 from .record import Check, Finding, Run
-from .words import clip, count, duration, encodable, number, plural, worst_first
+from .words import clip, count, duration, encodable, plural, sentence, worst_first
 
 MAX_BYTES = 1_000_000
 MAX_ANNOTATIONS = 9
@@ -83,7 +83,7 @@ def _findings(findings: Iterable[Finding]) -> Iterable[str]:
         yield "### Findings"
     for f in ranked[:_FINDINGS]:
         what = f"**{_inline(f.check)}**" + (f" of `{f.tensor}`" if f.tensor else "")
-        line = f"{what}: {number(f.observed)} observed, {number(f.allowed)} allowed. {_inline(f.detail)}"
+        line = f"{what}: {_inline(sentence(f))}"
         yield f"{line}\n\n{_block(f.replay)}"
     if len(ranked) > _FINDINGS:
         yield f"{plural(len(ranked) - _FINDINGS, 'more finding')} in the report."
@@ -92,10 +92,7 @@ def _findings(findings: Iterable[Finding]) -> Iterable[str]:
 def github_annotations(run: Run) -> list[str]:
     """At most MAX_ANNOTATIONS workflow commands, worst first; the last says how many are left out."""
     lines = [
-        _annotation(
-            f"{f.check} {f.tensor or ''}".strip(),
-            f"{number(f.observed)} observed, {number(f.allowed)} allowed. {f.detail}\n{f.replay}",
-        )
+        _annotation(f"{f.check} {f.tensor or ''}".strip(), f"{sentence(f)}\n{f.replay}")
         for f in worst_first(run.findings)
     ]
     found = {(f.check, f.tensor) for f in run.findings}

@@ -106,10 +106,16 @@ def measured(row: Row) -> bool:
     return row.status == "ok" and row.tensor is not None and row.dtype is not None
 
 
+_CERTIFICATES = frozenset({"bound", "finite", "written"})
+
+
 def violates(row: Row) -> bool:
-    """Beyond any statistics: over the a priori bound, or NaN or infinity where the truth is finite."""
+    """Beyond any statistics: over the a priori bound, not finite where it must be, or never written.
+
+    `nonfinite` alone is no violation: where the bound itself is infinite, a correct kernel may overflow.
+    """
     over = row.bound_ratio is not None and not row.bound_ratio <= 1  # NaN is over as well
-    return over or (row.nonfinite or 0) > 0
+    return over or not _CERTIFICATES.isdisjoint((row.failed or "").split(","))
 
 
 def in_scale(error: float | None, row: Row) -> float | None:
@@ -120,16 +126,33 @@ def in_scale(error: float | None, row: Row) -> float | None:
 
 
 def used(finding: Finding) -> float:
-    """How many times the allowed value was observed; infinite where nothing is allowed, or NaN came out."""
-    if math.isnan(finding.observed) or finding.allowed <= 0 or math.isnan(finding.allowed):
+    """How many times the allowed value was observed; infinite where nothing is allowed, or NaN came out.
+
+    A finding with no allowed value is one that only the distribution over many cases shows: 0.
+    """
+    if math.isnan(finding.allowed):
+        return 0.0
+    if math.isnan(finding.observed) or finding.allowed <= 0:
         return math.inf
     return abs(finding.observed) / finding.allowed
+
+
+def amounts(finding: Finding) -> str:
+    """'15.9 observed, 1 allowed', or nothing where no single number was."""
+    if math.isnan(finding.allowed):
+        return ""
+    return f"{number(finding.observed)} observed, {number(finding.allowed)} allowed"
 
 
 def times(finding: Finding) -> str:
     """': 3.1 times what is allowed', or nothing where a multiple would say nothing."""
     factor = used(finding)
     return f": {number(factor, 2)} times what is allowed" if 1 < factor < math.inf else ""
+
+
+def sentence(finding: Finding) -> str:
+    """The amounts and the detail, as far as there are any."""
+    return ": ".join(filter(None, (amounts(finding), finding.detail))) or "the check failed"
 
 
 def worst_first(findings: Sequence[Finding]) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""The float64 truth against torch's autograd on dense masks, and the promises it makes about what is hidden."""
+"""The float64 truth against torch's autograd on dense masks, and its promises about what is hidden."""
 
 import itertools
 import math
@@ -14,6 +14,11 @@ from flashproof.reference import Forward, Gradients, Mask, attention, backward, 
 B, H, HK, M, N, D = 2, 4, 2, 7, 11, 8
 SCALE = 0.37
 
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 MASKS = {
     "none": Mask(),
     "causal": Mask(causal=True),
@@ -23,16 +28,16 @@ MASKS = {
     "window right": Mask(window=(None, 0)),
     "causal window": Mask(causal=True, window=(1, 4)),
     "key lengths": Mask(key_lengths=torch.tensor([4, N])),
-    "allowed per head": Mask(allowed=torch.rand(1, H, M, N, generator=torch.Generator().manual_seed(1)) < 0.6),
+    "allowed per head": Mask(allowed=torch.rand(1, H, M, N, generator=seeded(1)) < 0.6),
     "allowed per key": Mask(allowed=torch.arange(N) % 3 != 0),
-    "bias": Mask(bias=torch.randn(B, 1, M, N, generator=torch.Generator().manual_seed(2))),
+    "bias": Mask(bias=torch.randn(B, 1, M, N, generator=seeded(2))),
     "bias with -inf": Mask(bias=torch.where(torch.arange(N) % 4 == 1, -torch.inf, 0.5).half()),
     "everything": Mask(
         causal=True,
         window=(5, None),
         alignment="bottom-right",
-        allowed=torch.rand(M, N, generator=torch.Generator().manual_seed(3)) < 0.8,
-        bias=torch.randn(H, 1, N, generator=torch.Generator().manual_seed(4)),
+        allowed=torch.rand(M, N, generator=seeded(3)) < 0.8,
+        bias=torch.randn(H, 1, N, generator=seeded(4)),
         key_lengths=torch.tensor([N, 6]),
     ),
     "nobody sees anything": Mask(allowed=torch.zeros(1, 1, dtype=torch.bool)),
@@ -41,7 +46,7 @@ MASKS = {
 
 @pytest.fixture
 def qkvo() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     q, do = (torch.randn(B, H, M, D, generator=g, dtype=torch.float64) for _ in range(2))
     k, v = (torch.randn(B, HK, N, D, generator=g, dtype=torch.float64) for _ in range(2))
     return q, k, v, do
@@ -104,7 +109,9 @@ def test_any_scale(scale: float, qkvo: tuple[Tensor, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_block_size_is_immaterial(name: str, qkvo: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_size_is_immaterial(
+    name: str, qkvo: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     q, k, v, do = qkvo
     want = forward(q, k, v, MASKS[name], SCALE)
     gradients = backward(q, k, v, do, MASKS[name], SCALE)
@@ -184,7 +191,7 @@ def test_visible_nan_spoils_only_who_sees_it(qkvo: tuple[Tensor, ...]) -> None:
 
 
 def test_half_inputs_are_exact_and_untouched() -> None:
-    g = torch.Generator().manual_seed(5)
+    g = seeded(5)
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         q, k, v, do = (torch.randn(1, 2, 5, 6, generator=g).to(dtype).mT.contiguous().mT for _ in range(4))
         copies = [x.clone() for x in (q, k, v, do)]
@@ -197,7 +204,7 @@ def test_half_inputs_are_exact_and_untouched() -> None:
 
 def test_shifted_keys_change_only_the_lse(qkvo: tuple[Tensor, ...]) -> None:
     q, k, v, _ = qkvo
-    shift = torch.randn(B, HK, 1, D, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    shift = torch.randn(B, HK, 1, D, dtype=torch.float64, generator=seeded(6))
     one, two = forward(q, k, v, Mask(), SCALE), forward(q, k + shift, v, Mask(), SCALE)
     torch.testing.assert_close(one.o, two.o, rtol=1e-12, atol=1e-12)
     moved = SCALE * (q * shift.repeat_interleave(H // HK, 1)).sum(-1)
@@ -243,7 +250,7 @@ def test_foreign_masks(make: object) -> None:
 
 @pytest.mark.slow
 def test_memory_is_linear_in_the_number_of_keys() -> None:
-    """Forward and backward of 16384 x 16384 at D = 128 peak below 2 GiB; one dense float64 score matrix is 2 GiB."""
+    """16384 x 16384 at D = 128 peaks below 2 GiB, the size of one dense float64 score matrix."""
     script = """
 import resource, torch
 from flashproof.reference import Mask, backward, forward

@@ -100,6 +100,7 @@ def make_rows(
                     tensor=tensor,
                     elements=8192,
                     nonfinite=3 if missing else 0,
+                    failed="finite" if missing else None,
                     kernel_max=math.nan if missing else 4 * kernel,
                     kernel_rms=math.nan if missing else kernel,
                     standard_max=4 * standard,
@@ -410,6 +411,33 @@ def test_hostile_text_stays_text() -> None:
     assert drawn_data(page)["implementations"] == [HOSTILE]  # JSON carries even half a surrogate pair
 
 
+def test_a_finding_that_no_single_case_shows_has_no_amounts() -> None:
+    run = make_run(20, broken=True)
+    vague = Finding(check="bias", case={}, replay="flashproof replay y", observed=math.nan, allowed=math.nan)
+    assert [f.check for f in words.worst_first((vague, *run.findings))] == ["finite", "bound", "bias"]
+    only = replace(run, findings=(vague,))
+    for text in (outline([only]).text, junit(only), summary(only), "".join(github_annotations(only))):
+        assert "NaN observed" not in text
+        assert "flashproof replay y" in text
+
+
+def test_an_overflow_that_the_bound_allows_is_no_violation() -> None:
+    row = replace(make_rows(1)[0], nonfinite=3, bound_ratio=0.5)
+    assert not words.violates(row)
+    assert words.violates(replace(row, failed="repeat,finite"))
+    assert words.violates(replace(row, bound_ratio=1.5))
+    assert words.violates(replace(row, bound_ratio=math.nan))
+
+
+def test_a_ratio_that_theory_predicts_is_not_shown_as_failed() -> None:
+    run = make_run(20)
+    cells = tuple(c.model_copy(update={"status": "predicted", "mask": "all"}) for c in run.verdict.cells)
+    page = outline([replace(run, verdict=run.verdict.model_copy(update={"cells": cells}))])
+    assert "as predicted" in page.text
+    assert "0.50 ○" in page.text
+    assert "0.50 ✕" not in page.text
+
+
 def test_figures_without_data_say_so() -> None:
     text = outline([nothing([])]).text
     assert text.count("Nothing to draw") == 7
@@ -595,6 +623,9 @@ def test_coverage_counts_cases_not_tensors() -> None:
     table = overview.coverage(make_run(120))
     assert sum(survey for _, _, found in table.rows for survey, _ in found) == 120 - 9
     assert sum(hunt for _, _, found in table.rows for _, hunt in found) == 9
+    for margin in (table.by_regime, table.by_mask):
+        assert sum(survey for _, found in margin for survey, _ in found) == 120 - 9
+        assert sum(hunt for _, found in margin for _, hunt in found) == 9
 
 
 # ------------------------------------------------------------------------------------------------------ words
@@ -816,9 +847,7 @@ def test_labels_of_small_plots_stay_inside(browser: Browser, tmp_path: Path) -> 
 def test_buttons_and_points_copy_replay_commands(browser: Browser, tmp_path: Path) -> None:
     page, trouble = opened(browser, [make_run(broken=True)], tmp_path)
     page.locator("#findings .copy").first.click()
-    page.wait_for_function(
-        "document.getElementById('announce').textContent.startsWith('Copied: flashproof replay')",
-    )
+    page.locator("#announce", has_text="Copied: flashproof replay").wait_for(state="attached")
     plot = page.locator("#scatter-drawing svg").first
     plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
@@ -827,7 +856,7 @@ def test_buttons_and_points_copy_replay_commands(browser: Browser, tmp_path: Pat
     page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.6 * box["height"])
     page.mouse.down()
     page.mouse.up()
-    page.wait_for_function("""document.getElementById('announce').textContent.includes("replay '{")""")
+    page.locator("#announce", has_text='replay \'{"B": 1, "H": 2').wait_for(state="attached")
     assert "click to copy" in page.locator("#scatter-drawing [aria-label=tip]").first.text_content()
     assert trouble == []
     page.context.close()

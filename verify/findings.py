@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..reports.record import Finding, write_json_atomic
+from ..reports.record import Finding, Row, write_json_atomic
 from .case import Case, parse_case
 from .check import Check
 from .evaluate import Result
 from .implementation import Implementation
 from .pool import Pool
+from .regimes import REGIMES
 from .script import script_of
 from .shrink import shrink
 
@@ -35,19 +36,25 @@ _LOST_SECONDS = 10.0  # for kernels that hang or die: every try costs a process
 
 @dataclass(frozen=True, slots=True)
 class _Suspect:
-    """A failed check and the case to start from."""
+    """A failed check and the case to start from; `row` is the survey's, for a check of a distribution."""
 
     check: str
     tensor: str | None
     case: Case
-    statistical: bool = False
+    row: Row | None = None
+
+    @property
+    def statistical(self) -> bool:
+        return self.row is not None
 
 
 def findings_of(
     judgement: Judgement, results: Sequence[Result], pool: Pool, settings: Settings, progress: Progress
 ) -> list[Finding]:
     """The findings of a failed run, shrunk."""
-    suspects = [*_case_suspects(results), *_survey_suspects(judgement, results)]
+    suspects = _case_suspects(results)
+    shown = {s.tensor for s in suspects}
+    suspects += [s for s in _survey_suspects(judgement, results) if s.tensor not in shown and (s.tensor == "out" or not shown)]
     suspects.sort(key=lambda s: (_ORDER.index(s.check), _TENSORS.index(s.tensor)))
     chosen = _most_telling(suspects, settings.profile.max_findings)
     found: list[Finding] = []
@@ -86,20 +93,23 @@ def _case_suspects(results: Sequence[Result]) -> list[_Suspect]:
 
 
 def _survey_suspects(judgement: Judgement, results: Sequence[Result]) -> list[_Suspect]:
-    """For a check that only a distribution fails: the case that shows it most."""
+    """For a check that only a distribution fails: the case that shows it most.  One check per tensor will do."""
     suspects = []
-    for check in judgement.failed:
-        if check.name not in ("ratio", "predictor", "bias"):
+    named: set[str | None] = set()
+    for check in sorted(judgement.failed, key=lambda c: _ORDER.index(c.name) if c.name in _ORDER else 0):
+        if check.name not in ("ratio", "predictor", "bias") or check.tensor in named:
             continue
+        named.add(check.tensor)
         rows = [row for r in results if r.status == "ok" for row in r.rows
-                if row.tensor == check.tensor and row.phase == "survey" and (row.elements or 0) >= 64]  # fmt: skip
+                if row.tensor == check.tensor and row.phase == "survey" and (row.elements or 0) >= 64
+                and row.regime in REGIMES and REGIMES[row.regime].independent]  # fmt: skip
         if check.name == "bias":
             rows = [r for r in rows if r.kernel_bias is not None and r.rounded_bias is not None]
             rows.sort(key=lambda r: -abs((r.kernel_bias or 0) - (r.rounded_bias or 0)) * (r.elements or 0) ** 0.5)
         else:
             rows.sort(key=lambda r: -(r.envelope_ratio or 0.0))
         if rows and rows[0].case_json:
-            suspects.append(_Suspect(check.name, check.tensor, parse_case(rows[0].case_json), statistical=True))
+            suspects.append(_Suspect(check.name, check.tensor, parse_case(rows[0].case_json), rows[0]))
     return suspects
 
 
@@ -147,8 +157,12 @@ def _representative(result: Result, suspect: _Suspect) -> Check:
     own = [c for c in failed if c.tensor == suspect.tensor]
     if own or failed:
         return (own or failed)[0]
-    return Check(suspect.check, suspect.tensor, False, float("nan"), float("nan"),
-                 "shown by the distribution over the survey's cases; no single case shows it alone")  # fmt: skip
+    row = suspect.row
+    observed = 0.0 if row is None else abs((row.kernel_bias or 0.0) - (row.rounded_bias or 0.0))
+    if row is not None and suspect.check != "bias":
+        observed = row.envelope_ratio or 0.0
+    return Check(suspect.check, suspect.tensor, False, observed, 0.0 if suspect.check == "bias" else 1.0,
+                 "shown by the distribution over the survey's cases; this one contributes most and does not show it alone")  # fmt: skip
 
 
 def replay_line(case: Case, spec: str) -> str:
