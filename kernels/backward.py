@@ -13,7 +13,7 @@ the same bits.  With grouped-query heads the first sums over the heads of a grou
 import triton
 import triton.language as tl
 
-from .tiles import LOG2E, key_range, load_tile, masked_logits, query_range, store_tile
+from .tiles import LOG2E, SIZES, key_range, load_tile, masked_logits, query_range, store_tile
 
 
 @triton.jit
@@ -53,7 +53,7 @@ def weights(q_tile, k_tile, lse, mask, offs_m, offs_n, M, keys, scale, diagonal,
     return tl.exp2(qk - lse_tile[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def backward_dkdv(
     q, k, v, do, mask, key_lengths, lse, delta, dk, dv,
     stride_qb, stride_qh, stride_qm, stride_qd,
@@ -101,7 +101,7 @@ def backward_dkdv(
     store_tile(dv + b * stride_dvb + hk * stride_dvh, dv_tile, offs_n, offs_d, stride_dvn, stride_dvd, N, HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def backward_dq(
     q, k, v, do, mask, key_lengths, lse, delta, dq,
     stride_qb, stride_qh, stride_qm, stride_qd,

@@ -15,10 +15,10 @@ Two choices make it more accurate than the usual kernel at next to no cost:
 import triton
 import triton.language as tl
 
-from .tiles import LOG2E, key_range, load_tile, masked_logits, store_tile
+from .tiles import LOG2E, SIZES, key_range, load_tile, masked_logits, store_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def flash_forward(
     q, k, v, mask, key_lengths, o, lse,
     stride_qb, stride_qh, stride_qm, stride_qd,

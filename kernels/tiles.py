@@ -13,6 +13,9 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)  # log2(e); times fp32(ln 2) it is exactly 1 in fp32
 
+#: integer arguments that change from call to call: not worth a compilation of their own when they happen to be 1
+SIZES = ("M", "N", "GROUP", "diagonal", "left", "right")
+
 #: values of MASK_KIND
 NO_MASK = tl.constexpr(0)
 BOOLEAN_MASK = tl.constexpr(1)

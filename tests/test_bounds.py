@@ -200,8 +200,8 @@ class Problem:
 
 
 REGIMES = (
-    "normal", "uniform", "outlier", "large", "ties", "one-hot", "equal keys", "plateau", "one-signed ties", "ones",
-    "cancelling", "increasing", "decreasing", "subnormal", "tiny", "offset", "huge v", "huge do",
+    "normal", "uniform", "outlier", "large", "ties", "one-hot", "equal keys", "plateau", "one-signed ties",
+    "ones", "cancelling", "increasing", "decreasing", "subnormal", "tiny", "offset", "huge v", "huge do",
 )  # fmt: skip
 
 
@@ -387,7 +387,7 @@ def test_a_gross_fault_violates(
 
 
 def test_rounded_scores_violate_what_flash_promises() -> None:
-    """Large logits: the bound of FLASH excludes scores kept in half precision, the bound of ANY admits them."""
+    """With large logits the bound of FLASH excludes scores kept in half precision, that of ANY does not."""
     for dtype in DTYPES[:2]:
         p = normal(dtype)
         p = Problem(p.q * 16, p.k, p.v, p.do, p.mask, p.scale)
@@ -509,7 +509,7 @@ def test_predicted_rms(dtype: torch.dtype, regime: str, scale: float, causal: bo
 
 
 def test_predictor_notices_what_bounds_cannot() -> None:
-    """Scores rounded to fp16: four times the error, inside the bound of ANY, far beyond what FLASH predicts."""
+    """Scores rounded to fp16 stay inside the bound of ANY, but make more error than FLASH predicts."""
     p = normal(torch.float16, mask=Mask(causal=True))
     p = Problem(p.q * 2, p.k, p.v, p.do, p.mask, p.scale)
     results, predicted = (

@@ -249,7 +249,7 @@ def verdict_of(
         accuracy=_accuracy(judgement, state),
     )
     return Verdict(
-        schema=1, implementation=implementation, verdict=state, sentence=_sentence(judgement, implementation, state, exactness),  # type: ignore[call-arg, arg-type]
+        implementation=implementation, verdict=state, sentence=_sentence(judgement, implementation, state, exactness),
         exactness=exactness, checks=judgement.checks, findings=tuple(findings), cells=judgement.cells,
         not_covered=judgement.not_covered, counts=judgement.counts, seconds=round(seconds, 2),
     )  # fmt: skip
@@ -277,7 +277,7 @@ def _bitwise(judgement: Judgement, rows: Sequence[Row]) -> Answer:
         parts.append(f"{sum(shares) / len(shares):.0%} of the output's elements have standard attention's bits, "
                      f"all of them in {identical} of {len(shares)} cases")  # fmt: skip
         stable = stable and identical == len(shares)
-    return Answer(status="pass" if stable and not differing else "fail", evidence="; ".join(parts) + ".")
+    return Answer(status="same bits" if stable and not differing else "different bits", evidence="; ".join(parts) + ".")
 
 
 def _accuracy(judgement: Judgement, state: str) -> Answer:
@@ -315,5 +315,5 @@ def _sentence(judgement: Judgement, implementation: str, state: str, exactness: 
     return (
         f"{implementation} is as accurate as attention can be expected to be in {counts.survey + counts.hunt} cases: every error "
         f"within its a priori bound, no bias, and {'no less accurate than standard attention' if not worse else 'as predicted'}{clause}; "
-        f"bit for bit it {'equals' if exactness.bitwise.status == 'pass' else 'differs from'} standard attention."
+        f"bit for bit it {'equals' if exactness.bitwise.status == 'same bits' else 'differs from'} standard attention."
     )

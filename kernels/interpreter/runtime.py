@@ -8,24 +8,29 @@ loads and stores, and one that has every fp8 format.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import triton
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
+from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver as active_driver
 from triton.runtime.jit import JITFunction
 
 from .arithmetic import Arithmetic, Ieee
 from .memory import Memory
 from .program import Program, argument
-from .ttir import parse
+from .ttir import Function, parse
 
 TARGET = GPUTarget("cuda", 89, 32)
+_CACHED = "interpreted.ttir"
 
 
 class CpuDriver(DriverBase):  # type: ignore[misc]  # triton is untyped
@@ -145,15 +150,30 @@ class _Interpreter:
         source = jit.ASTSource(jit, signature, constexprs, {})
         identity = f"{source.hash()}-{options.hash()}"
         if identity not in self.kernels:
-            function = front_end(source, target, backend, options)
+            function = front_end(source, target, backend, options, identity)
             constants = {name for name, kind in signature.items() if kind == "constexpr"}
             self.kernels[identity] = InterpretedKernel(Program(function, self.arithmetic), list(signature), constants)
         kernel_cache[key] = self.kernels[identity]
         return self.kernels[identity]
 
 
-def front_end(source: Any, target: GPUTarget, backend: Any, options: Any) -> Any:
-    """Kernel source -> TTIR, by Triton's own front end and target-independent passes; returns the parsed function."""
+def front_end(source: Any, target: GPUTarget, backend: Any, options: Any, identity: str) -> Function:
+    """Kernel source -> TTIR, by Triton's own front end and target-independent passes; returns the parsed function.
+
+    The text is kept in Triton's cache folder under `identity`, so that a kernel is translated once per machine.
+    """
+    cache = get_cache_manager(hashlib.sha256(f"{triton.__version__}-{identity}".encode()).hexdigest())
+    cached = cache.get_file(_CACHED)
+    if cached is not None:
+        text = Path(cached).read_text()
+    else:
+        text = _generate(source, target, backend, options)
+        cache.put(text, _CACHED, binary=False)
+    functions = parse(text)
+    return functions.get(source.name) or next(iter(functions.values()))
+
+
+def _generate(source: Any, target: GPUTarget, backend: Any, options: Any) -> str:
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)
@@ -163,8 +183,7 @@ def front_end(source: Any, target: GPUTarget, backend: Any, options: Any) -> Any
     stages: dict[str, Any] = {}
     backend.add_stages(stages, options, source.language)
     module = stages["ttir"](module, {})
-    functions = parse(str(module))
-    return functions.get(source.name) or next(iter(functions.values()))
+    return str(module)
 
 
 _installed: _Interpreter | None = None

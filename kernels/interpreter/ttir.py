@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeAlias
 
 Attribute: TypeAlias = "int | float | bool | str | list[int]"
@@ -93,6 +94,7 @@ class ParseError(Exception):
 # pieces of text
 
 _OPEN, _CLOSE = "<({[", ">)}]"
+_OPEN_BRACKET = frozenset(_OPEN)
 _VALUE = re.compile(r"%[\w$.\-]+(?:#\d+)?")
 _LOC_USE = re.compile(r"\s*loc\((#loc\d*|unknown)\)\s*$")
 _LOC_DEF = re.compile(r"^#loc(\d*) = loc\((.*)\)$")
@@ -100,19 +102,26 @@ _LOC_DEF = re.compile(r"^#loc(\d*) = loc\((.*)\)$")
 
 def split_top(text: str, separator: str = ",") -> list[str]:
     """Split at `separator` outside any bracket."""
-    parts, depth, start = [], 0, 0
-    for i, c in enumerate(text):
-        if c in _OPEN:
-            depth += 1
-        elif c in _CLOSE and not (c == ">" and text[i - 1] == "-"):
-            depth -= 1
-        elif depth == 0 and text.startswith(separator, i):
-            parts.append(text[start:i])
-            start = i + len(separator)
-    parts.append(text[start:])
-    return [p.strip() for p in parts if p.strip()]
+    pieces = text.split(separator)
+    if len(pieces) > 1 and not _OPEN_BRACKET.isdisjoint(text):
+        joined, depth = [pieces[0]], _depth(pieces[0])
+        for piece in pieces[1:]:
+            if depth > 0:
+                joined[-1] += separator + piece
+            else:
+                joined.append(piece)
+            depth += _depth(piece)
+        pieces = joined
+    return [p for piece in pieces if (p := piece.strip())]
 
 
+def _depth(text: str) -> int:
+    """Brackets opened less brackets closed; the arrow `->` is none."""
+    opened = text.count("<") + text.count("(") + text.count("{") + text.count("[")
+    return opened - text.count(">") - text.count(")") - text.count("}") - text.count("]") + text.count("->")
+
+
+@lru_cache(maxsize=4096)
 def parse_type(text: str) -> Type:
     """`tensor<32x64x!tt.ptr<bf16>>`, `!tt.ptr<f32>`, `i32`, `!tt.tensordesc<...>`."""
     text = text.strip()
@@ -126,11 +135,12 @@ def parse_type(text: str) -> Type:
     return Type(text.removeprefix("!tt."))
 
 
-def _parse_types(text: str) -> list[Type]:
+@lru_cache(maxsize=4096)
+def _parse_types(text: str) -> tuple[Type, ...]:
     text = text.strip()
     if text.startswith("(") and _matching(text, 0) == len(text) - 1:
         text = text[1:-1]
-    return [parse_type(t) for t in split_top(text)]
+    return tuple(parse_type(t) for t in split_top(text))
 
 
 def _matching(text: str, start: int) -> int:
@@ -325,7 +335,7 @@ class _Reader:
                 carried.append(inner.strip())
                 initial.append(outer.strip())
             arrow, _, index = tail[close + 1 :].strip().removeprefix("->").rpartition(" : ")
-            types = _parse_types(arrow or index)
+            types = list(_parse_types(arrow or index))
             tail = " : " + index if arrow else ""
         index_type = parse_type(tail.split(":")[-1]) if ":" in tail else Type("index")
         region, _ = self.region()
@@ -337,7 +347,7 @@ class _Reader:
         m = re.match(r"(%\S+)\s*(?:->\s*(.*))?\{$", rest)
         if m is None:
             raise ParseError(f"scf.if {rest}")
-        types = _parse_types(m[2]) if m[2] else []
+        types = list(_parse_types(m[2])) if m[2] else []
         then, closing = self.region()
         otherwise = self.region()[0] if closing.startswith("} else {") else Region([Block("^entry", [])])
         return Op(name, results, [m[1]], "", {}, [Type("i1")], types, [then, otherwise])
@@ -391,14 +401,12 @@ def _signature(text: str, results: int) -> tuple[list[Type], list[Type]]:
     text = text.strip()
     if not text:
         return [], []
-    arrow = split_top(text, "->")
-    if len(arrow) == 2:
-        operands = [t for part in split_top(arrow[0], " * ") for t in _parse_types(part)]
-        return operands, _parse_types(arrow[1])
-    into = split_top(text, " to ")
-    if len(into) == 2:
-        return _parse_types(into[0]), _parse_types(into[1])
-    types = _parse_types(text)
+    for separator in ("->", " to "):
+        if separator in text:
+            source, _, result = text.rpartition(separator)
+            operands = [t for part in split_top(source, " * ") for t in _parse_types(part)]
+            return operands, list(_parse_types(result))
+    types = list(_parse_types(text))
     return types, types[-1:] * results
 
 

@@ -1,0 +1,60 @@
+# /// script
+# dependencies = ["nox>=2025.2.9"]
+# ///
+"""The project's sessions: `nox -l` lists them, `nox -s NAME -- ARGUMENTS` passes arguments on."""
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"  # pip, so that constraints.txt decides which torch is installed
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+CONSTRAINTS = ("-c", "constraints.txt")
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """The project, editable, with dependency groups of pyproject.toml, pinned."""
+    session.install(*CONSTRAINTS, "-e", ".", *nox.project.dependency_groups(PYPROJECT, *groups))
+
+
+@nox.session
+def verify(session: nox.Session) -> None:
+    """Verify an attention function: `nox -s verify -- path/to/file.py:function` (the bundled kernel by default)."""
+    install(session)
+    session.run("flashproof", "verify", *(session.posargs or ["flash", "--force"]))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the test suite on two processes."""
+    install(session, "tests")
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style with ruff."""
+    session.install(*CONSTRAINTS, *nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy, strictly."""
+    install(session, "types")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the wheel and the source archive, and try the wheel in a fresh environment."""
+    session.run("python", "-c", "import shutil; [shutil.rmtree(d, ignore_errors=True) for d in ('build', 'dist')]")
+    session.install("build")
+    session.run("python", "-m", "build", *session.posargs)
+    session.install(*CONSTRAINTS, "--force-reinstall", "--no-deps", "--find-links", "dist", "--no-index", "flashproof")
+    session.install(*CONSTRAINTS, *PYPROJECT["project"]["dependencies"])
+    session.chdir(session.create_tmp())
+    session.run("flashproof", "replay", '{"B":1,"H":1,"HK":1,"M":5,"N":7,"D":8,"dtype":"fp16","regime":"normal","seed":0}')
