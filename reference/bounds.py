@@ -19,13 +19,14 @@ O by sum P_j phi_j (v_j - O) / (1 + sum P_j phi_j), exactly: logit errors act on
 products:
 
     B1 = min( sqrt(sum P phi) sqrt(sum P phi (v - O)^2) / lo ,  max |v - O| )    logits
-    B2 = psi min( sum P e^t |v| / lo ,  max |v| ) + floor sum |v| / (l lo)       rounding of P, products P V
+    B2 = psi min( sum P e^t |v| / lo ,  max |v| ) + floor sum |v| / l^           rounding of P, products P V
     B3 = (6 u + chi) / (1 - chi) (|O| + B1 + B2)                                 row sum, division
     B4 = u_p (|O| + B1 + B2 + B3) + floor                                        rounding of the result
 
-with psi = (1 + u_p) (1 + g(N)) (1 + u)^(R + 6) - 1 and chi = (1 + g(N)) (1 + u)^(R + 1) - 1. The rounding
-of P meets *uncentred* values, because l sums the unrounded P; if it sums the rounded P, chi has a factor 1
-+ u_p. L moves by at most |log sum P e^(+-t)| - log(1 - chi) and the fp32 roundings of m + log l.
+with l^ >= max(1, l lo e^-E) the computed row sum, psi = (1 + u_p) (1 + g(N)) (1 + u)^(R + 6) - 1 and chi =
+(1 + g(N)) (1 + u)^(R + 1) - 1. The rounding of P meets *uncentred* values, because l sums the unrounded P;
+if it sums the rounded P, chi has a factor 1 + u_p. L moves by at most |log sum P e^(+-t)| - log(1 - chi)
+and the fp32 roundings of m + log l.
 
 **Backward** (`backward_bounds`). The error of P = exp(S - L) is eP = P (e^t' - 1), t' = t + the error of L;
 a normalised P has the error of a weight of O, at most max(P, 1 - P). That of dP = dO V^T is edP = g(D) |dO|

@@ -70,7 +70,9 @@ def output_error(b: Block, w: Weights, c: Setting) -> tuple[Tensor, Tensor]:
     """Errors of O [B, H, r, D] and of L [B, H, r, 1]."""
     a, p, R = c.a, c.p, c.rescales
     o = b.o.abs()
-    l = torch.exp(b.lse - b.m)  # in units of the maximum weight
+    l = torch.exp(b.lse - b.m)  # in units of the largest weight
+    worst = w.error.amax(-1, keepdim=True)  # by which the computed maximum may exceed the true one
+    share = 1 / (l * w.low * torch.exp(-worst)).clamp_min(1.0)  # of one floor in the computed row sum, >= 1
 
     # B1: an expanded square cancels, so that its rounding error, 4 N 2^-53 of what it subtracts, is put back
     centre = c.v.mean(-2, keepdim=True)  # [B, HK, 1, D]
@@ -84,34 +86,30 @@ def output_error(b: Block, w: Weights, c: Setting) -> tuple[Tensor, Tensor]:
     # B2
     largest = torch.maximum(top.abs(), bottom.abs())
     psi = (1 + (p.u if a.weights_rounded else 0.0)) * (1 + c.g(c.N)) * (1 + U32) ** (R + 6) - 1
-    moduli = torch.minimum(
-        c.mix(b.p + w.excess, c.v.abs()) / w.low, largest
-    )  # [B, H, r, D]: sum w |v| / sum w
+    moduli = torch.minimum(c.mix(b.p + w.excess, c.v.abs()) / w.low, largest)  # sum w |v| / sum w
     floor = (p.floor if a.weights_rounded else 0.0) + TINY32 * (R + 2)
-    unit = torch.zeros_like(l) if a.weights == "normalised" else 1 / (l * w.low)  # of one floor, in O
-    unit = unit if a.weights == "unnormalised" else unit.clamp_min(1.0)
     sums = c.mix(b.visible.double(), c.v.abs())  # [B, H, r, D]: sum |v| over visible keys
-    floors = floor * unit * sums
+    floors = floor * sums * (share if a.weights == "unnormalised" else 1.0)
     b2 = psi * moduli + torch.minimum(floors, largest) + TINY32 * (c.N + R + 4)
 
     # B3, B4
     chi = (1 + c.g(c.N)) * (1 + U32) ** (R + 1) * (1 + (p.u if a.row_sum != "unrounded" else 0.0)) - 1
-    chi_i = chi + c.N * (floor if a.row_sum != "unrounded" else TINY32) / (l * w.low)  # [B, H, r, 1]
+    chi_i = chi + c.N * (floor if a.row_sum != "unrounded" else TINY32) * share  # [B, H, r, 1]
     chi_i = torch.where(chi_i < 0.99, chi_i, torch.inf)
     b3 = torch.where(chi_i < 1, (6 * U32 + chi_i) / (1 - chi_i), torch.inf) * (o + b1 + b2)
     b4 = p.u * (o + b1 + b2 + b3) + p.floor
     error = b1 + b2 + b3 + b4
     lost = torch.isinf(w.error).any(-1, keepdim=True) | (o + error >= p.largest)
-    if (
-        a.weights != "normalised"
-    ):  # a weight is at most 1 for the maximum so far, 2^lag for one that lags behind
+    if a.weights != "normalised":  # a running weight is at most 1, or 2^lag
         lost = lost | (sums * 2.0**a.max_lag >= HUGE32)
     error = torch.where(lost, torch.inf, error)
 
-    shift = torch.maximum(w.high.log(), -w.low.log()) - torch.log1p(-chi_i.clamp(max=1.0))
+    moved = torch.where(
+        worst < 1.0, torch.maximum(w.high.log(), -w.low.log()), worst
+    )  # never beyond the worst
+    shift = moved - torch.log1p(-chi_i.clamp(max=1.0))
     size = b.lse.abs() + b.m.abs() + l.log().abs()
-    lse_error = (
-        shift + U32 * (12 if a.split else 6) * size + 2.0**-21 + 4 * TINY32
-    )  # 2^-21: log, change of base
+    lse_error = shift + U32 * (12 if a.split else 6) * size + 4 * TINY32
+    lse_error = lse_error + 2.0**-21  # the logarithm itself, in hardware and in base 2
     lse_error = torch.where(torch.isinf(w.error).any(-1, keepdim=True), torch.inf, lse_error)
     return or_inf(error), or_inf(lse_error)

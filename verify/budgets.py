@@ -16,7 +16,7 @@ SCHEMA = 1
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Bound(_Strict):
@@ -95,7 +95,7 @@ def load(path: Path | None = None) -> Budgets:
     Raises:
         UsageError: for a file that cannot be read, is not TOML, or has an unknown key or a value of the wrong type.
     """
-    data = tomllib.loads(files(__package__).joinpath("budgets.toml").read_text())
+    data = defaults = tomllib.loads(files(__package__).joinpath("budgets.toml").read_text())
     if path is not None:
         try:
             own = tomllib.loads(path.read_text())
@@ -108,8 +108,11 @@ def load(path: Path | None = None) -> Budgets:
         return Budgets.model_validate(data)
     except ValidationError as e:
         first = e.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        message = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+        place = list(first["loc"])
+        if place[0] == "exception" and len(place) > 1:  # counted as in the user's file
+            place[1] = int(place[1]) - len(defaults["exception"]) + 1
+        where = ".".join(str(p) for p in place)
+        message = {"extra_forbidden": "unknown key", "missing": "missing, state it"}.get(first["type"], first["msg"])
         raise UsageError(f"budgets {path}: {where}: {message}") from e
 
 

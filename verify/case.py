@@ -147,15 +147,19 @@ def parse_case(text: str) -> Case:
         try:
             source = path.read_text()
         except (OSError, UnicodeDecodeError) as e:
-            raise UsageError(f"no case: {text!r} is neither JSON nor a readable file ({e})") from e
+            raise UsageError(f"no case: {text!r} is neither a JSON object nor a readable file ({e})") from e
     try:
         data = json.loads(source)
-        if isinstance(data, dict) and isinstance(data.get("case"), dict):  # a finding
-            data = data["case"]
+    except (json.JSONDecodeError, RecursionError) as e:
+        raise UsageError(f"not a case: not JSON ({e})") from e
+    if not isinstance(data, dict):
+        raise UsageError(f"not a case: expected a JSON object, as in the `replay` line of a finding, not {type(data).__name__}")
+    if isinstance(data.get("case"), dict):  # a finding
+        data = data["case"]
+    try:
         return _ADAPTER.validate_json(json.dumps(data))
-    except json.JSONDecodeError as e:
-        raise UsageError(f"not a case: {e}") from e
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(p) for p in first["loc"])
-        raise UsageError(f"not a case: {where + ': ' if where else ''}{first['msg']}") from e
+        message = "unknown key" if first["type"] == "unexpected_keyword_argument" else first["msg"]
+        raise UsageError(f"not a case: {where + ': ' if where else ''}{message}") from e

@@ -1,4 +1,7 @@
-"""The command line.  Exit codes are pytest's: 0 pass, 1 fail, 2 interrupted, 3 internal, 4 usage, 5 nothing measured."""
+"""The command line.  Exit codes are pytest's: 0 pass, 1 fail, 2 interrupted, 3 internal, 4 usage, 5 nothing measured.
+
+Imports are inside the commands: torch takes seconds, and a misspelt option need not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,19 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from .problems import FAIL, INTERNAL, INTERRUPTED, NOTHING, PASS, USAGE, FlashproofError, UsageError
+from . import interrupts
+from .problems import FAIL, INTERNAL, INTERRUPTED, NOTHING, PASS, USAGE, FlashproofError, InterruptedRunError, UsageError
+
+if TYPE_CHECKING:
+    from ..reports.record import Run
+    from .pool import Pool
 
 F = TypeVar("F", bound=Callable[..., Any])
 _VERDICT_CODES = {"pass": PASS, "fail": FAIL, "nothing-measured": NOTHING}
@@ -27,19 +36,23 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     return apply
 
 
+_device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+_case_limit_option = click.option("--case-limit", type=click.FloatRange(0.1), default=None, help="Seconds after which a kernel is killed. [default: the profile's]")
 _measuring = _options(
     click.option("--profile", type=click.Choice(["quick", "ci", "deep"]), default="quick", show_default=True, help="How much to measure."),
     click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for the record. [default: flashproof-run-IMPL]"),
     click.option("--budgets", "budgets_file", type=click.Path(path_type=Path), default=None, help="TOML file that overrides the default budgets."),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the survey and the hunt."),
     click.option("--workers", type=click.IntRange(1), default=None, help="Processes. [default: one per core]"),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-    click.option("--case-limit", type=click.FloatRange(0.1), default=None, help="Seconds after which a kernel is killed. [default: the profile's]"),
+    click.option("--cases", type=click.IntRange(1), default=None, help="Of the survey. [default: the profile's]"),
+    click.option("--examples", type=click.IntRange(0), default=None, help="Of the hunt, per dtype. [default: the profile's]"),
+    _device_option,
+    _case_limit_option,
     click.option("--force", is_flag=True, help="Replace a run that is already in the folder."),
 )  # fmt: skip
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="flashproof")
 def cli() -> None:
     """Verify attention kernels: correctness and numerical stability, gated by error budgets.
@@ -75,20 +88,23 @@ def hunt(impl: str, **options: Any) -> None:
 
 def _measure(
     impl: str, phases: tuple[str, ...], *, profile: str, out: Path | None, budgets_file: Path | None, seed: int,
-    workers: int | None, device: str, case_limit: float | None, force: bool,
+    workers: int | None, cases: int | None, examples: int | None, device: str, case_limit: float | None, force: bool,
 ) -> NoReturn:  # fmt: skip
     from dataclasses import replace
 
     from . import budgets
     from .console import Console
-    from .pool import prepare
     from .profiles import PROFILES
+
+    limits = budgets.load(budgets_file)
+    stated = {"survey": cases, "hunt": examples, "case_limit": case_limit}
+    size = replace(PROFILES[profile], **{k: v for k, v in stated.items() if v is not None})
+
+    from .pool import prepare
     from .run import Settings, command_line, prepare_folder, run
 
     console = Console()
-    limits = budgets.load(budgets_file)
     chosen = _device(device)
-    size = PROFILES[profile] if case_limit is None else replace(PROFILES[profile], case_limit=case_limit)
     implementation = prepare(impl, chosen)
     folder = out or Path("flashproof-run-" + "".join(c if c.isalnum() else "-" for c in impl).strip("-"))
     prepare_folder(folder, force=force)
@@ -96,13 +112,15 @@ def _measure(
         spec=impl, profile=size, budgets=limits, seed=seed, device=chosen, out=folder, command=command_line(),
         workers=workers or os.cpu_count() or 1, phases=phases,
     )  # fmt: skip
-    with console.progress() as progress:
-        try:
+    try:
+        with console.progress() as progress:
             verdict = run(settings, implementation, progress)
-        except KeyboardInterrupt:
+    except KeyboardInterrupt:
+        with interrupts.ignored():
             _write_reports(folder)
-            raise
-    _write_reports(folder)
+        raise InterruptedRunError(f"interrupted; what was measured is in {folder}: flashproof gate {folder}") from None
+    with interrupts.ignored():
+        _write_reports(folder)
     console.verdict(verdict, folder)
     sys.exit(_VERDICT_CODES[verdict.verdict])
 
@@ -118,11 +136,29 @@ def _device(device: str) -> str:
 
 
 def _write_reports(folder: Path) -> None:
-    from ..reports import html, junit, record
+    from ..reports import html, junit, record, summary
 
     loaded = record.load(folder)
+    page = summary.summary(loaded)
     _replace(folder / "report.html", html.render([loaded]))
     _replace(folder / "junit.xml", junit.junit(loaded))
+    _replace(folder / "summary.md", page)
+    _tell_github(loaded, page)
+
+
+def _tell_github(loaded: Run, page: str) -> None:
+    """The summary of the step and the annotations of the change, where GitHub runs us."""
+    from ..reports.summary import github_annotations
+
+    if os.environ.get("GITHUB_ACTIONS"):
+        for line in github_annotations(loaded):
+            click.echo(line)
+    if target := os.environ.get("GITHUB_STEP_SUMMARY"):
+        try:
+            with Path(target).open("a", encoding="utf-8") as file:
+                file.write(page)
+        except OSError as e:  # the step's page is a courtesy; the verdict stands without it
+            click.echo(f"flashproof: the step's summary cannot be written: {e}", err=True)
 
 
 def _replace(path: Path, text: str) -> None:
@@ -138,7 +174,7 @@ def _replace(path: Path, text: str) -> None:
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--budgets", "budgets_file", type=click.Path(path_type=Path), default=None, help="TOML file that overrides the default budgets.")
 def gate(run_folder: Path, budgets_file: Path | None) -> None:
-    """Judge a recorded run against budgets; writes nothing."""
+    """Judge a recorded run against budgets; writes nothing.  A run that was interrupted can fail, but it cannot pass."""
     from ..reports import record
     from . import budgets
     from .console import Console
@@ -149,7 +185,10 @@ def gate(run_folder: Path, budgets_file: Path | None) -> None:
     judgement = judge(loaded.rows, limits, loaded.manifest.implementation, loaded.verdict.not_covered)
     verdict = verdict_of(judgement, loaded.findings, loaded.manifest.implementation, limits, loaded.rows, loaded.verdict.seconds)
     Console().verdict(verdict, run_folder)
-    sys.exit(_VERDICT_CODES[verdict.verdict])
+    code = _VERDICT_CODES[verdict.verdict]
+    if loaded.manifest.interrupted and code == PASS:
+        raise InterruptedRunError(f"{run_folder} was interrupted: what was measured passes, but it is not the whole; run it again")
+    sys.exit(code)
 
 
 @cli.command()
@@ -171,24 +210,41 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 @cli.command()
 @click.argument("case")
 @click.argument("impl", required=False)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-def replay(case: str, impl: str | None, device: str) -> None:
+@_device_option
+@_case_limit_option
+def replay(case: str, impl: str | None, device: str, case_limit: float | None) -> None:
     """One case again, printed in full.  CASE is JSON, or a file with a case or a finding."""
     from .case import parse_case
-    from .console import Console
-    from .evaluate import evaluate
-    from .inputs import build
-    from .pool import prepare
+    from .regimes import REGIMES
 
     recipe = parse_case(case)
+    if recipe.regime not in REGIMES:
+        raise UsageError(f"not a case: unknown regime {recipe.regime!r}; there are {', '.join(REGIMES)}")
+
+    from .console import Console
+    from .pool import prepare
+
     chosen = _device(device)
     implementation = prepare(impl or _implementation_of(case), chosen)
-    build(recipe)  # an unknown regime is the user's error, not the kernel's
-    result = evaluate(recipe, implementation, "hunt", device=chosen, statistical=True)
+    with _one_worker(implementation.name, chosen, case_limit) as pool:
+        result = pool.one(recipe, "hunt", statistical=True)
     Console().result(result, implementation.name)
     if result.status == "unsupported":
         sys.exit(NOTHING)
     sys.exit(FAIL if any(c.name != "batch-invariance" for c in result.failed) else PASS)
+
+
+@contextmanager
+def _one_worker(spec: str, device: str, case_limit: float | None) -> Iterator[Pool]:
+    """A kernel that dies or hangs does so in there; what it prints is shown."""
+    from .pool import Pool
+    from .profiles import PROFILES
+
+    pool = Pool(spec, device, 1, case_limit or PROFILES["quick"].case_limit, quiet=False)
+    try:
+        yield pool
+    finally:
+        pool.stop()
 
 
 def _implementation_of(case: str) -> str:
@@ -205,8 +261,9 @@ def _implementation_of(case: str) -> str:
 
 @cli.command()
 @click.argument("impl")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-def probe(impl: str, device: str) -> None:
+@_device_option
+@_case_limit_option
+def probe(impl: str, device: str, case_limit: float | None) -> None:
     """What really runs here and by which conventions: measured, not believed."""
     from .console import Console
     from .pool import prepare
@@ -214,7 +271,9 @@ def probe(impl: str, device: str) -> None:
 
     chosen = _device(device)
     implementation = prepare(impl, chosen)
-    Console().probe(implementation.name, measure(implementation, chosen))
+    with _one_worker(implementation.name, chosen, case_limit) as pool:
+        facts = pool.call(measure)
+    Console().probe(implementation.name, facts)
 
 
 @cli.command()
@@ -234,30 +293,30 @@ def main() -> None:
     """The `flashproof` script: every error is one line and the right exit code."""
     from ..reports.record import RecordError
 
+    interrupts.heed_termination()
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.devnull)  # else it leaves a .hypothesis in the user's folder
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as e:
         sys.exit(e.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; what was measured is kept", err=True)
-        sys.exit(INTERRUPTED)
+        _end("interrupted", INTERRUPTED)
     except click.ClickException as e:
         where = f" (see `{e.ctx.command_path} --help`)" if isinstance(e, click.UsageError) and e.ctx else ""
-        click.echo(f"flashproof: {e.format_message()}{where}", err=True)
-        sys.exit(USAGE)
+        _end(f"{e.format_message()}{where}", USAGE)
     except RecordError as e:
-        click.echo(f"flashproof: {e}", err=True)
-        sys.exit(USAGE)
+        _end(str(e), USAGE)
     except FlashproofError as e:
-        click.echo(f"flashproof: {e}", err=True)
-        sys.exit(e.exit_code)
-    except BrokenPipeError:
+        _end(str(e), e.exit_code)
+    except BrokenPipeError:  # nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(PASS)
     except Exception as e:  # noqa: BLE001
         if os.environ.get("FLASHPROOF_DEBUG"):
             traceback.print_exc()
-        click.echo(
-            f"flashproof: internal error: {type(e).__name__}: {e} (set FLASHPROOF_DEBUG=1 for the traceback, and please report it)",
-            err=True,
-        )
-        sys.exit(INTERNAL)
+        _end(f"internal error: {type(e).__name__}: {e} (set FLASHPROOF_DEBUG=1 for the traceback, and please report it)", INTERNAL)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    click.echo(f"flashproof: {' '.join(message.split())}", err=True)
+    sys.exit(code)

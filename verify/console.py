@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +25,20 @@ if TYPE_CHECKING:
 _MARK = {"pass": "[green]pass[/]", "fail": "[red]FAIL[/]", "skipped": "[dim]-[/]", "nothing-measured": "[yellow]nothing measured[/]"}
 
 
+class _Terminal(RichConsole):
+    """rich ends the program when nobody reads its output (`| head`); the exit code is the verdict's all the same."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Console:
     """Prints to standard output; progress to standard error."""
 
     def __init__(self) -> None:
         plain = not os.isatty(1) or bool(os.environ.get("CI"))
-        self.out = RichConsole(width=None if not plain else 140, highlight=False)
+        self.out = _Terminal(width=None if not plain else 140, highlight=False)
         self.err = RichConsole(stderr=True, highlight=False)
         self.live = self.err.is_terminal and not os.environ.get("CI")
 
@@ -69,14 +78,15 @@ class Console:
         for number, f in enumerate(verdict.findings, start=1):
             self.out.print(f"\n[bold]finding {number}[/]: {f.check} {f.tensor or ''}: {escape(f.detail)}", soft_wrap=True)
             self.out.print(f"  {escape(f.replay)}", soft_wrap=True)
-            self.out.print(f"  python {folder / 'findings' / f'{number:03d}.py'}", soft_wrap=True)
+            self.out.print(escape(f"  python {folder / 'findings' / f'{number:03d}.py'}"), soft_wrap=True)
         if verdict.not_covered:
             self.out.print(f"\n[dim]not covered:[/] {escape('; '.join(verdict.not_covered))}", soft_wrap=True)
         for question in ("algebraic", "bitwise", "accuracy"):
             answer = getattr(verdict.exactness, question)
             self.out.print(f"\n[bold]{question}[/]: {answer.status}. {escape(answer.evidence)}", soft_wrap=True)
         self.out.print(f"\n{_MARK[verdict.verdict]}  {escape(verdict.sentence)}", soft_wrap=True)
-        self.out.print(f"[dim]{verdict.counts.cases} cases, {verdict.seconds:.0f} s; report: {folder / 'report.html'}[/]", soft_wrap=True)
+        report = f"; report: {folder / 'report.html'}" if (folder / "report.html").is_file() else ""
+        self.out.print(f"[dim]{verdict.counts.cases} cases, {verdict.seconds:.0f} s{escape(report)}[/]", soft_wrap=True)
 
     def result(self, result: Result, name: str) -> None:
         """One case in full."""

@@ -33,7 +33,8 @@ def ulp(truth: Tensor, dtype: torch.dtype) -> Tensor:
     """Distance between neighbours of `dtype` at |truth|, float64 (Goldberg 1991): 2^(max(e, emin) - p + 1)."""
     bits, lowest = _PRECISION[dtype]
     _, exponent = torch.frexp(truth.double())
-    return torch.ldexp(torch.ones_like(truth, dtype=torch.float64), torch.clamp(exponent - 1, min=lowest) - (bits - 1))
+    exponent = torch.where(truth == 0, lowest, torch.clamp(exponent - 1, min=lowest))  # frexp gives 0 the exponent 0
+    return torch.ldexp(torch.ones_like(truth, dtype=torch.float64), exponent - (bits - 1))
 
 
 def measure(value: Tensor, truth: Tensor, dtype: torch.dtype) -> Errors:

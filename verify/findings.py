@@ -10,7 +10,7 @@ import json
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,12 +36,13 @@ _LOST_SECONDS = 10.0  # for kernels that hang or die: every try costs a process
 
 @dataclass(frozen=True, slots=True)
 class _Suspect:
-    """A failed check and the case to start from; `row` is the survey's, for a check of a distribution."""
+    """A failed check and the case to start from: what was `seen` of it, or the survey's `row` for a distribution's."""
 
     check: str
     tensor: str | None
     case: Case
     row: Row | None = None
+    seen: Check | None = None
 
     @property
     def statistical(self) -> bool:
@@ -80,16 +81,16 @@ def _size(case: Case) -> int:
 
 
 def _case_suspects(results: Sequence[Result]) -> list[_Suspect]:
-    best: dict[tuple[str, str | None], Case] = {}
+    best: dict[tuple[str, str | None], tuple[Case, Check]] = {}
     for r in results:
         forward_failed = any(c.tensor in ("out", "lse") for c in r.failed)
         for c in r.failed:
             if c.name == "batch-invariance" or (forward_failed and c.tensor in ("dq", "dk", "dv")):
                 continue
             key = (c.name, c.tensor)
-            if key not in best or _size(r.case) < _size(best[key]):
-                best[key] = r.case
-    return [_Suspect(name, tensor, case) for (name, tensor), case in best.items()]
+            if key not in best or _size(r.case) < _size(best[key][0]):
+                best[key] = r.case, c
+    return [_Suspect(name, tensor, case, seen=check) for (name, tensor), (case, check) in best.items()]
 
 
 def _survey_suspects(judgement: Judgement, results: Sequence[Result]) -> list[_Suspect]:
@@ -137,9 +138,10 @@ def _shrunk(suspect: _Suspect, pool: Pool, settings: Settings) -> Finding:
         if minimal:
             case, more, minimal = shrink(case, lambda c: failing(c, None, anything=True), deadline=deadline + _LOST_SECONDS)
             steps += more
-    last = pool.one(case, "hunt", statistical=suspect.statistical)
+    last = first if case == suspect.case else pool.one(case, "hunt", statistical=suspect.statistical)
     check = _representative(last, suspect)
-    detail = check.detail if minimal else f"{check.detail} (the time for shrinking ran out: not proven minimal)"
+    why = "each try costs the whole limit" if first.status == "timeout" else "the time for shrinking ran out"
+    detail = check.detail if minimal or not first.failed else f"{check.detail} ({why}: not proven minimal)"
     return Finding(
         check=check.name, tensor=check.tensor, case=case.to_dict(), replay=replay_line(case, settings.spec),  # type: ignore[arg-type]
         observed=check.observed, allowed=check.allowed, detail=detail, original_case=suspect.case.to_dict(),
@@ -157,6 +159,8 @@ def _representative(result: Result, suspect: _Suspect) -> Check:
     own = [c for c in failed if c.tensor == suspect.tensor]
     if own or failed:
         return (own or failed)[0]
+    if suspect.seen is not None:
+        return replace(suspect.seen, detail=f"{suspect.seen.detail}; not seen again when the case was repeated")
     row = suspect.row
     observed = 0.0 if row is None else abs((row.kernel_bias or 0.0) - (row.rounded_bias or 0.0))
     if row is not None and suspect.check != "bias":

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..kernels.interpreter import KernelError
 from .case import Case
 from .inputs import DTYPES, Inputs
+from .isolation import contained
 from .problems import UsageError
 
 Signature = Literal["sdpa", "flash_attn"]
@@ -128,6 +129,10 @@ class Implementation:
             WrongResultError: it returned something of the wrong kind.
             Exception: whatever else it raised.
         """
+        with contained():
+            return self._run(case, inputs)
+
+    def _run(self, case: Case, inputs: Inputs) -> Outputs:
         leaves = [x.detach().requires_grad_(case.backward) for x in (inputs.q, inputs.k, inputs.v)]
         try:
             result = self._forward(case, inputs, leaves)
@@ -139,7 +144,7 @@ class Implementation:
             if _REFUSAL.search(str(e)):
                 raise RefusedError(_one_line(e)) from e
             raise
-        out, lse = self._unpack(result, case)
+        out, lse = self._unpack(result, case, inputs.q.device)
         if not case.backward:
             return Outputs(out.detach(), lse)
         if not out.requires_grad:
@@ -211,7 +216,7 @@ class Implementation:
             options[self.lse_option] = True
         return options
 
-    def _unpack(self, result: Any, case: Case) -> tuple[Tensor, Tensor | None]:
+    def _unpack(self, result: Any, case: Case, device: torch.device) -> tuple[Tensor, Tensor | None]:
         lse = None
         if isinstance(result, (tuple, list)) and result:
             lse = result[1] if len(result) > 1 and self.lse_option else None
@@ -226,11 +231,15 @@ class Implementation:
             raise WrongResultError(f"the output has shape {tuple(out.shape)}, not {shape} (in [B, H, M, D] order)")
         if out.dtype != DTYPES[case.dtype]:
             raise WrongResultError(f"the output is {out.dtype}, not the inputs' {DTYPES[case.dtype]}")
+        if out.device != device:
+            raise WrongResultError(f"the output is on {out.device}, the inputs are on {device}")
         if self.lse_option is not None:
             if not isinstance(lse, Tensor):
                 raise WrongResultError(f"{self.lse_option}=True returned no log-sum-exp")
             if tuple(lse.shape) != shape[:3]:
                 raise WrongResultError(f"the log-sum-exp has shape {tuple(lse.shape)}, not {shape[:3]}")
+            if lse.device != device:
+                raise WrongResultError(f"the log-sum-exp is on {lse.device}, the inputs are on {device}")
             lse = lse.detach()
         return out, lse
 
@@ -320,6 +329,8 @@ def _import_file(path: Path) -> Any:
 
 
 def _import_module(name: str) -> Any:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:  # a script's path lacks the folder that one is in
+        sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(name)
     except BaseException as e:

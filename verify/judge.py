@@ -56,7 +56,7 @@ def judge(rows: Sequence[Row], budgets: Budgets, implementation: str, not_covere
     ]
     measured = {phase: len({r.case_id for r in rows if r.phase == phase and r.status == "ok"}) for phase in ("survey", "hunt")}
     counts = Counts(cases=len({r.case_id for r in rows if r.status != "unsupported"}), survey=measured["survey"], hunt=measured["hunt"])
-    return Judgement(tuple(checks), tuple(cells), counts, (*not_covered, *_refused(rows)))
+    return Judgement(tuple(checks), tuple(cells), counts, tuple(dict.fromkeys((*not_covered, *_refused(rows)))))
 
 
 def _refused(rows: Sequence[Row]) -> list[str]:

@@ -1,30 +1,36 @@
 """Worker processes that run kernels: a crash or a hang costs one case, never the run.
 
-One process per core.  Each loads the implementation once; results come back as they are made.
+One process per core.  Each loads the implementation once; results come back as they are made.  What a kernel prints is
+dropped: a survey would repeat it thousands of times, and a replay shows it.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, TypeVar
 
 import pebble
 
+from . import interrupts
 from .case import Case
 from .evaluate import Result, evaluate, lost
 from .implementation import Implementation, describe, load
+from .problems import FlashproofError, LostError, UsageError
 
 T = TypeVar("T")
 
 _SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _IN_FLIGHT = 4  # tasks queued per worker: enough to keep it busy, few enough to stop quickly
+_RESTARTS = 8  # of a whole pool; what is lost then is not a case's fault, and will not end by itself
 
-_implementation: Implementation | None = None  # of this worker
+_implementation: Implementation | UsageError | None = None  # of this worker; or why it has none
 _device = "cpu"
 
 
@@ -41,31 +47,59 @@ def prepare(spec: str, device: str) -> Implementation:
     return load(spec)
 
 
-def _initialise(spec: str, device: str) -> None:
+def _initialise(spec: str, device: str, quiet: bool) -> None:  # noqa: FBT001
     global _implementation, _device  # noqa: PLW0603  (one implementation per worker process)
-    _implementation, _device = prepare(spec, device), device
+    if quiet:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+    try:
+        _implementation, _device = prepare(spec, device), device
+    except UsageError as e:  # it loads in the main process and not in this one: the first task says so
+        _implementation = e
+
+
+def _loaded() -> Implementation:
+    assert _implementation is not None
+    if isinstance(_implementation, UsageError):
+        raise UsageError(f"in a worker process (it loads in the main process): {_implementation}")
+    return _implementation
 
 
 def _evaluate(case: Case, phase: str, options: dict[str, Any]) -> Result:
-    assert _implementation is not None
-    return evaluate(case, _implementation, phase, device=_device, **options)
+    return evaluate(case, _loaded(), phase, device=_device, **options)
 
 
 def _call(function: Callable[..., T], *args: Any) -> T:
-    assert _implementation is not None
-    return function(_implementation, _device, *args)
+    return function(_loaded(), _device, *args)
 
 
 class Pool:
     """Evaluates cases in worker processes."""
 
-    def __init__(self, spec: str, device: str, workers: int, limit: float) -> None:
+    def __init__(self, spec: str, device: str, workers: int, limit: float, *, quiet: bool = True) -> None:
         self.workers, self.limit = workers, limit
-        with _one_thread_each():
-            self._pool = pebble.ProcessPool(
-                max_workers=workers, initializer=_initialise, initargs=(spec, device),
-                context=multiprocessing.get_context("spawn"),
-            )  # fmt: skip
+        self._initial = (spec, device, quiet)
+        self._restarts = 0
+        self._pool = self._started()
+
+    def _started(self) -> pebble.ProcessPool:
+        pool = pebble.ProcessPool(
+            max_workers=self.workers, initializer=_initialise, initargs=self._initial,
+            context=multiprocessing.get_context("spawn"),
+        )  # fmt: skip
+        with _one_thread_each(), interrupts.blocked():
+            if not pool.active:  # asking starts it: its threads and workers inherit what is blocked here
+                raise FlashproofError("no worker process could be started")
+        return pool
+
+    def _restart(self) -> None:
+        """After a worker died between two cases, which pebble takes for the end of the pool."""
+        self._restarts += 1
+        if self._restarts > _RESTARTS:
+            raise FlashproofError(f"worker processes of {self._initial[0]} keep dying between cases; try one: flashproof replay")
+        self.stop()
+        self._pool = self._started()
 
     def stop(self) -> None:
         """Kill the workers at once."""
@@ -74,44 +108,70 @@ class Pool:
 
     def evaluate(self, cases: Iterable[Case], phase: str, **options: Any) -> Iterator[Result]:
         """Results in the order in which they come; a case whose process dies or hangs has a result that says so."""
+        pending: dict[Any, Case] = {}
+        source = iter(cases)
         with _one_thread_each():
-            pending: dict[Any, Case] = {}
-            source = iter(cases)
-            exhausted = False
-            while not exhausted or pending:
-                while not exhausted and len(pending) < _IN_FLIGHT * self.workers:
-                    case = next(source, None)
-                    if case is None:
-                        exhausted = True
-                        break
-                    pending[self._pool.schedule(_evaluate, args=[case, phase, options], timeout=self.limit)] = case
-                done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield self._outcome(future, pending.pop(future), phase)
+            try:
+                while True:
+                    while len(pending) < _IN_FLIGHT * self.workers and (case := next(source, None)) is not None:
+                        if not self._pool.active:
+                            self._restart()
+                        pending[self._pool.schedule(_evaluate, args=[case, phase, options], timeout=self.limit)] = case
+                    if not pending:
+                        return
+                    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                    if any(isinstance(f.exception(), BrokenProcessPool) for f in done):  # no case's fault: all of them again
+                        source = chain(list(pending.values()), source)
+                        pending.clear()
+                        continue
+                    for future in done:
+                        yield self._outcome(future, pending.pop(future), phase)
+            finally:
+                for future in pending:  # nobody waits for these any more
+                    future.cancel()
 
     def one(self, case: Case, phase: str, **options: Any) -> Result:
         """One case."""
         return next(self.evaluate([case], phase, **options))
 
-    def call(self, function: Callable[..., T], *args: Any, limit: float) -> T:
+    def call(self, function: Callable[..., T], *args: Any) -> T:
         """`function(implementation, device, *args)` in a worker; it and its arguments must pickle.
 
-        Raises what the function raises, `TimeoutError` and `pebble.ProcessExpired`.
+        Raises:
+            LostError: the function under test hung or killed the worker.
+            Exception: what `function` raises.
         """
+        name = self._initial[0]
         with _one_thread_each():
-            result: T = self._pool.schedule(_call, args=[function, *args], timeout=limit).result()
+            future = self._pool.schedule(_call, args=[function, *args], timeout=self.limit)
+        try:
+            result: T = future.result()
+        except TimeoutError as e:
+            raise LostError(f"{name} gave no result within {self.limit:g} s and was killed") from e
+        except pebble.ProcessExpired as e:
+            raise LostError(f"{name} ended its process: {_death(e.exitcode)}") from e
         return result
 
     def _outcome(self, future: Any, case: Case, phase: str) -> Result:
         try:
             result: Result = future.result()
-        except (TimeoutError, FutureTimeout):
+        except TimeoutError:
             return lost(case, phase, "timeout", f"no result within {self.limit:g} s; the process was killed", self.limit)
         except pebble.ProcessExpired as e:
-            return lost(case, phase, "crashed", f"the process died with exit code {e.exitcode}", 0.0)
+            return lost(case, phase, "crashed", f"the process died: {_death(e.exitcode)}", 0.0)
+        except FlashproofError:  # the worker could not be made ready; nothing to do with this case
+            raise
         except Exception as e:  # noqa: BLE001  (our own failure on this case must not end the run, nor pass unseen)
             return lost(case, phase, "raised", f"while measuring: {describe(e)}", 0.0)
         return result
+
+
+def _death(code: int) -> str:
+    """An exit code in words."""
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"exit code {code}"
 
 
 @contextmanager

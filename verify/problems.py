@@ -17,7 +17,13 @@ class UsageError(FlashproofError):
     exit_code = USAGE
 
 
-class NothingMeasuredError(FlashproofError):
-    """The command ran, but there is nothing to judge."""
+class LostError(FlashproofError):
+    """The function hung or killed its process where no case was at stake."""
 
-    exit_code = NOTHING
+    exit_code = FAIL
+
+
+class InterruptedRunError(FlashproofError):
+    """What there is, is not the whole."""
+
+    exit_code = INTERRUPTED

@@ -118,11 +118,18 @@ def _(case: Case) -> Values:
     values = _normal(case)
     if case.N:
         target = Draws(case.seed, "target").integers(0, case.N, case.B, case.H, case.M)
-        group = np.repeat(values["k"], case.H // case.HK, axis=1)
-        chosen = np.take_along_axis(group, target[..., None], axis=2)
-        strength = 30.0 / (np.sum(chosen**2, axis=-1, keepdims=True) * _safe_scale(case) + 1e-30)
-        values["q"] = chosen * strength
+        values["q"], values["k"] = _matching(case, target, 60.0, values)
     return Values(**values)
+
+
+def _matching(case: Case, target: NDArray[np.int64], nats: float, noise: dict[str, Float]) -> tuple[Float, Float]:
+    """q and k such that each query's logit of its target key [B, H, M] stands `nats` above the average key's.
+
+    Keys are vectors of signs, nearly orthogonal to each other; a little noise makes all logits different.
+    """
+    codes = np.where(Draws(case.seed, "codes").uniform(case.N, case.D) < 0.5, -1.0, 1.0)
+    strength = nats / (_safe_scale(case) * case.D)
+    return strength * codes[target] + 0.1 * noise["q"], codes + 0.1 * noise["k"]
 
 
 @regime("all-equal", "identical keys: a uniform softmax with coherent 1/N")
@@ -212,10 +219,8 @@ def _(case: Case) -> Values:
     values = _normal(case)
     if case.N == 0:
         return Values(**values)
-    codes = np.where(Draws(case.seed, "codes").uniform(case.N, case.D) < 0.5, -1.0, 1.0)
-    strength = 12.0 / (_safe_scale(case) * case.D)  # 12 nats above the average key
-    values["q"] = strength * codes[_edge_keys(case)] * np.ones_like(values["q"]) + 0.1 * values["q"]
-    values["k"] = codes + 0.1 * values["k"]
+    target = np.broadcast_to(_edge_keys(case), (case.B, case.H, case.M))
+    values["q"], values["k"] = _matching(case, target, 12.0, values)
     return Values(**values)
 
 

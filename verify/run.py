@@ -8,16 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-
-import pebble
-
-from ..reports.record import Finding, Git, Manifest, Row, ShardWriter, Verdict, write_json_atomic, write_parquet_atomic
+from ..reports.record import Finding, Git, Manifest, ShardWriter, Verdict, write_json_atomic, write_parquet_atomic
+from . import interrupts
 from .budgets import Budgets
+from .case import Case
 from .evaluate import Result
 from .findings import findings_of, write_finding
 from .hunt import hunt
@@ -47,7 +47,7 @@ class Settings:
 
 
 def prepare_folder(out: Path, *, force: bool) -> None:
-    """An empty folder to write to.
+    """A folder to write to, which holds no run.
 
     Raises:
         UsageError: it cannot be written, or it already holds a run and `force` is not given.
@@ -55,97 +55,137 @@ def prepare_folder(out: Path, *, force: bool) -> None:
     try:
         if out.exists() and not out.is_dir():
             raise UsageError(f"{out} is a file; give a folder with --out")
-        if (out / "manifest.json").exists():
-            if not force:
-                raise UsageError(f"{out} already holds a run; use another --out, or --force to replace it")
-            _remove_run(out)
+        present = _files_of_run(out)
+        if present and not force:
+            raise UsageError(f"{out} already holds a run ({present[0].name}); use another --out, or --force to replace it")
+        for path in present:
+            path.unlink()
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".writable-{os.getpid()}"
         probe.write_text("")
         probe.unlink()
     except OSError as e:
-        raise UsageError(f"{out} cannot be written to: {e.strerror or e}") from e
+        raise UsageError(f"{out} cannot be written to ({e.strerror or e}); use another --out") from e
 
 
-def _remove_run(out: Path) -> None:
-    """Remove what a run writes, and nothing else."""
-    for name in ("manifest.json", "results.parquet", "verdict.json", "report.html", "junit.xml", "summary.md"):
-        (out / name).unlink(missing_ok=True)
-    for folder, patterns in (("findings", ("*.json", "*.py")), ("shards", ("*.jsonl",))):
-        for pattern in patterns:
-            for path in (out / folder).glob(pattern):
-                path.unlink()
+def _files_of_run(out: Path) -> list[Path]:
+    """What a run writes, and nothing else."""
+    names = ("manifest.json", "results.parquet", "verdict.json", "report.html", "junit.xml", "summary.md")
+    paths = [out / name for name in names if (out / name).is_file()]
+    for pattern in ("findings/[0-9][0-9][0-9].json", "findings/[0-9][0-9][0-9].py", "shards/*.jsonl"):
+        paths += sorted(out.glob(pattern))
+    return paths
 
 
 def run(settings: Settings, implementation: Implementation, progress: Progress) -> Verdict:
-    """Measure, judge, find, record.  The folder is complete at every moment: interrupted, it says so.
+    """Measure, judge, find, record.  The folder is whole at every moment: until the run is judged, it says so.
 
     Raises:
-        KeyboardInterrupt: after what was measured has been recorded.
+        KeyboardInterrupt: after what was measured has been recorded; there is no verdict then.
     """
     start = time.perf_counter()
+    out = settings.out
     manifest = _manifest(settings, implementation)
-    write_json_atomic(settings.out / "manifest.json", manifest.model_copy(update={"interrupted": True}))
+    write_json_atomic(out / "manifest.json", manifest.model_copy(update={"interrupted": True}))
     pool = Pool(settings.spec, settings.device, settings.workers, settings.profile.case_limit)
     results: list[Result] = []
     findings: list[Finding] = []
+    left_out: list[str] = []
     interrupted = False
-    try:
-        with ShardWriter(settings.out / "shards" / "main.jsonl") as shard:
-            _measure(settings, implementation, pool, results, shard, progress)
+    with ExitStack() as closing:
+        try:
+            with ShardWriter(out / "shards" / "main.jsonl") as shard:
+                _Measurement(settings, implementation, pool, results, shard, progress).measure(left_out)
+            judgement = judge([row for r in results for row in r.rows], settings.budgets, settings.spec)
+            if judgement.failed:
+                findings = findings_of(judgement, results, pool, settings, progress)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            closing.enter_context(interrupts.ignored())
+            pool.stop()
         rows = [row for r in results for row in r.rows]
-        judgement = judge(rows, settings.budgets, settings.spec)
-        if judgement.failed:
-            findings = findings_of(judgement, results, pool, settings, progress)
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        pool.stop()
-    rows = [row for r in results for row in r.rows]
-    write_parquet_atomic(settings.out / "results.parquet", rows)
-    for number, finding in enumerate(findings, start=1):
-        write_finding(settings.out / "findings", number, finding, implementation)
-    judgement = judge(rows, settings.budgets, settings.spec, _not_covered(implementation))
-    verdict = verdict_of(judgement, findings, settings.spec, settings.budgets, rows, time.perf_counter() - start)
-    write_json_atomic(settings.out / "verdict.json", verdict)
-    write_json_atomic(settings.out / "manifest.json", manifest.model_copy(update={"interrupted": interrupted}))
-    for path in (settings.out / "shards").glob("*.jsonl"):
-        path.unlink()
-    (settings.out / "shards").rmdir()
-    if interrupted:
-        raise KeyboardInterrupt
+        write_parquet_atomic(out / "results.parquet", rows)
+        if interrupted:
+            _remove_shards(out)
+            raise KeyboardInterrupt
+        for number, finding in enumerate(findings, start=1):
+            write_finding(out / "findings", number, finding, implementation)
+        judgement = judge(rows, settings.budgets, settings.spec, [*_not_covered(implementation), *left_out])
+        verdict = verdict_of(judgement, findings, settings.spec, settings.budgets, rows, time.perf_counter() - start)
+        write_json_atomic(out / "verdict.json", verdict)
+        write_json_atomic(out / "manifest.json", manifest)
+        _remove_shards(out)
     return verdict
 
 
-def _measure(
-    settings: Settings, implementation: Implementation, pool: Pool, results: list[Result], shard: ShardWriter, progress: Progress
-) -> None:
-    def keep(result: Result) -> None:
-        results.append(result)
-        shard.append(result.rows)
+def _remove_shards(out: Path) -> None:
+    """`results.parquet` holds their rows by now."""
+    for path in (out / "shards").glob("*.jsonl"):
+        path.unlink()
+    with suppress(OSError):  # something in there is not ours
+        (out / "shards").rmdir()
 
-    profile = settings.profile
-    if "survey" in settings.phases:
-        for n, result in enumerate(pool.evaluate(survey(implementation, profile, settings.seed), "survey"), start=1):
-            keep(result)
-            progress("survey", n, profile.survey)
-    lost = any(r.status in ("timeout", "crashed") for r in results)
-    if "hunt" in settings.phases and not lost:  # a kernel that hangs or dies has been found out already
-        for n, dtype in enumerate(profile.dtypes, start=1):
-            limit = profile.case_limit + 2.0 * profile.hunt
-            try:
-                found: list[Result] = pool.call(hunt, profile, dtype, settings.seed, profile.hunt, limit=limit)
-            except (TimeoutError, pebble.ProcessExpired):
-                continue
-            for result in found:
-                keep(result)
-            progress("hunt", n, len(profile.dtypes))
+
+@dataclass(frozen=True, slots=True)
+class _Measurement:
+    """The measuring part of a run: every result is kept as it comes."""
+
+    settings: Settings
+    implementation: Implementation
+    pool: Pool
+    results: list[Result]
+    shard: ShardWriter
+    progress: Progress
+
+    def measure(self, left_out: list[str]) -> None:
+        """Survey and hunt; what had to be left out is noted."""
+        if "survey" in self.settings.phases:
+            self._survey()
+        if "hunt" in self.settings.phases and self.settings.profile.hunt:
+            if self._lost("timeout", "crashed"):
+                left_out.append("the hunt: a function that hangs or dies has been found out already")
+            else:
+                self._hunt()
+        if self._too_many():
+            left_out.append(f"the cases after the first {len(self.results)}: {self._lost('timeout')} of these hung")
+
+    def _lost(self, *statuses: str) -> int:
+        return sum(r.status in statuses for r in self.results)
+
+    def _too_many(self) -> bool:
+        return self._lost("timeout") >= self.settings.profile.max_timeouts
+
+    def _keep(self, result: Result) -> None:
+        self.results.append(result)
+        self.shard.append(result.rows)
+
+    def _survey(self) -> None:
+        profile = self.settings.profile
+        cases = survey(self.implementation, profile, self.settings.seed)
+        for n, result in enumerate(self.pool.evaluate(cases, "survey"), start=1):
+            self._keep(result)
+            self.progress("survey", n, profile.survey)
+            if self._too_many():
+                return
+
+    def _hunt(self) -> None:
+        profile, before = self.settings.profile, len(self.results)
+
+        def evaluated(case: Case) -> Result | None:
+            if self._too_many():
+                return None
+            result = self.pool.one(case, "hunt", thorough=False)
+            self._keep(result)
+            self.progress("hunt", len(self.results) - before, profile.hunt * len(profile.dtypes))
+            return result
+
+        for dtype in profile.dtypes:
+            hunt(self.implementation, profile, dtype, self.settings.seed, evaluated)
 
 
 def _not_covered(implementation: Implementation) -> list[str]:
     """What the function's signature leaves out."""
-    from .case import Case
-
     base = Case(B=1, H=1, HK=1, M=4, N=4, D=16, dtype="fp16", regime="normal", seed=0)
     probes = [base.with_(mask=m) for m in mask_templates()]
     probes += [base.with_(mask=m, M=3) for m in mask_templates()]
@@ -198,5 +238,3 @@ def command_line(arguments: list[str] | None = None) -> str:
     import shlex
 
     return shlex.join(["flashproof", *(sys.argv[1:] if arguments is None else arguments)])
-
-

@@ -77,10 +77,7 @@ def survey(implementation: Implementation, profile: Profile, seed: int, *, count
     dtypes = _Cycle(profile.dtypes, seed, "dtype")
     for i in range(total):
         draws = Draws(seed, "survey", i)
-        case = _draw(draws, profile, dtypes[i], regimes[i], masks[i])
-        while implementation.lacks(case) is not None:  # a scale, grouped heads, gradients: draw what it takes
-            case = _simplified(case, implementation)
-        yield case
+        yield simplified(_draw(draws, profile, dtypes[i], regimes[i], masks[i]), implementation)
 
 
 def _weighted_regimes() -> list[str]:
@@ -132,7 +129,14 @@ def _draw(draws: Draws, profile: Profile, dtype: Any, regime: str, mask: MaskRec
     )  # fmt: skip
 
 
-def _simplified(case: Case, implementation: Implementation) -> Case:
+def simplified(case: Case, implementation: Implementation) -> Case:
+    """The case without what the implementation lacks: a scale, grouped heads, gradients, at last the mask."""
+    while implementation.lacks(case) is not None:
+        case = _simpler(case, implementation)
+    return case
+
+
+def _simpler(case: Case, implementation: Implementation) -> Case:
     """The case without one thing that the implementation lacks."""
     without = (
         case.with_(scale=None),

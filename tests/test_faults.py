@@ -1,0 +1,107 @@
+"""A correct user's kernel, and copies of it with one fault each: verified as a user does, through the command.
+
+Each fault must end with exit code 1 and a finding whose case is minimal, replays bit for bit, and whose script shows
+the fault where flashproof is not installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from flashproof.verify.case import parse_case
+from flashproof.verify.evaluate import evaluate
+from flashproof.verify.implementation import load
+
+KERNELS = Path(__file__).parent / "kernels"
+TILED = (KERNELS / "tiled.py").read_text()
+COMMAND = str(Path(sys.executable).with_name("flashproof"))
+_TRUNCATED = """((acc / l.masked_fill(empty, 1.0)).view(torch.int32)
+               & (-65536 if q.dtype == torch.bfloat16 else -8192)).view(torch.float32).to(q.dtype)"""
+
+#: name -> (text of the sound kernel, text of the faulty one, tensors that may be named)
+FAULTS = {
+    "last key dropped": (
+        "s.masked_fill(~visible[..., cols], -math.inf)",
+        "s.masked_fill(~(visible[..., cols] & (torch.arange(N)[cols] < max(N - 1, 1))), -math.inf)", {"out", "lse"}),
+    "tail keys unmasked": (
+        "l = l * alpha + p.sum(-1, keepdim=True)",
+        "l = l * alpha + p.sum(-1, keepdim=True) + (TILE - p.shape[-1]) * torch.exp(-m_safe)", {"out", "lse"}),
+    "causal offset when M != N": (".tril()", ".tril(N - M)", {"out", "lse"}),
+    "l not rescaled": ("l = l * alpha + p", "l = l + p", {"out", "lse"}),
+    "dk lacks the scale": ("dk = ds.mT @ q.float() * ctx.scale", "dk = ds.mT @ q.float()", {"dk"}),
+    "LSE in base 2": ("return (out, lse)", "return (out, lse * 1.4426950408889634)", {"lse"}),
+    "store truncates": ("out = (acc / l.masked_fill(empty, 1.0)).to(q.dtype)", f"out = {_TRUNCATED}", {"out"}),
+    "NaN on an empty row": ("l.masked_fill(empty, 1.0)).to", "l).to", {"out"}),
+    "h % g for h // g": ("heads = torch.arange(H) // (H // HK)", "heads = torch.arange(H) % HK", {"out", "lse"}),
+}  # fmt: skip
+
+
+def run(*arguments, cwd):
+    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=600, check=False)
+
+
+@pytest.mark.parametrize("kernel", ["tiled.py:attention", "flash_attn_like.py:flash_attn_func"])
+def test_correct_kernels_pass_unconfigured(kernel, tmp_path):
+    done = run("verify", KERNELS / kernel, "--workers", 1, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    verdict = json.loads((tmp_path / "run" / "verdict.json").read_text())
+    assert verdict["verdict"] == "pass" and verdict["findings"] == []
+    assert verdict["counts"]["survey"] >= 300
+    assert {c["name"] for c in verdict["checks"] if c["status"] == "pass"} >= {"finite", "bound", "ratio", "predictor", "bias"}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_found(fault, tmp_path):
+    sound, faulty, tensors = FAULTS[fault]
+    assert TILED.count(sound) == 1
+    (tmp_path / "kernel.py").write_text(TILED.replace(sound, faulty))
+    done = run("verify", "kernel.py:attention", "--workers", 1, "--cases", 150, "--examples", 8, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-2000:]
+    findings = sorted((tmp_path / "run" / "findings").glob("*.json"))
+    assert findings
+    assert json.loads(findings[0].read_text())["tensor"] in tensors
+    for path in findings:
+        finding = json.loads(path.read_text())
+        assert "not proven minimal" not in finding["detail"]
+        assert_minimal(finding, f"{tmp_path}/kernel.py:attention")
+        assert_replays(path, finding, tmp_path)
+        assert_script_shows_it(path.with_suffix(".py"), tmp_path)
+
+
+def fails(case, spec, statistical):
+    result = evaluate(case, load(spec), "hunt", statistical=statistical)
+    return any(c.name != "batch-invariance" for c in result.failed)
+
+
+def assert_minimal(finding, spec):
+    case = parse_case(json.dumps(finding["case"]))
+    statistical = finding["check"] in ("bias", "predictor", "ratio")
+    assert fails(case, spec, statistical)
+    for name, lowest in (("B", 1), ("M", 0), ("N", 0), ("D", 1)):
+        for value in range(lowest, getattr(case, name)):
+            assert not fails(case.with_(**{name: value}), spec, statistical), f"{name} = {value} fails too"
+    for H in range(1, case.H):
+        for HK in range(1, H + 1):
+            if H % HK == 0:
+                assert not fails(case.with_(H=H, HK=HK), spec, statistical), f"H = {H}, HK = {HK} fails too"
+
+
+def assert_replays(path, finding, cwd):
+    first, second = run("replay", path, cwd=cwd), run("replay", json.dumps(finding["case"]), "kernel.py:attention", cwd=cwd)
+    assert first.returncode == second.returncode == 1
+    assert first.stdout == second.stdout and f"observed {finding['observed']:.9g}" in first.stdout
+
+
+def assert_script_shows_it(script, cwd):
+    """With a `flashproof` in the way that cannot be imported."""
+    block = cwd / "block" / "flashproof"
+    block.mkdir(parents=True, exist_ok=True)
+    (block / "__init__.py").write_text("raise ImportError('not installed')")
+    environment = os.environ | {"PYTHONPATH": str(block.parent)}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stdout + done.stderr

@@ -1,0 +1,353 @@
+"""Judge the judge: every check is fed a planted fault and must reject it, and a sound kernel and must accept it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from flashproof.reference import attention as truth
+from flashproof.reference.masks import Mask
+from flashproof.reports.record import Row
+from flashproof.verify import budgets
+from flashproof.verify.case import Case, MaskRecipe
+from flashproof.verify.errors import bound_ratio, floored_log_ratio, measure, rounded, same_bits, ulp
+from flashproof.verify.evaluate import evaluate
+from flashproof.verify.implementation import recognise
+from flashproof.verify.judge import judge, verdict_of
+from flashproof.verify.statistics import mean_interval, rule_of_three, student_quantile
+
+BUDGETS = budgets.load()
+CASE = Case(B=2, H=2, HK=1, M=30, N=40, D=16, dtype="bf16", regime="normal", seed=11)
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_ulp_is_the_distance_between_neighbours(dtype):
+    info = torch.finfo(dtype)
+    x = torch.tensor([1.0, 1.5, 2.0, 3.0, 0.1, info.max, info.tiny, info.tiny / 4, 0.0]).to(dtype)
+    up = torch.nextafter(x.float(), torch.tensor(torch.inf)) if dtype == torch.float32 else None
+    got = ulp(x.double(), dtype)
+    assert got[0] == 2 * info.eps / 2 and got[2] == 2 * info.eps
+    assert got[-1] == got[-2] == got[-3] == info.tiny * info.eps
+    if up is not None:
+        assert torch.equal(got[:5], up.double()[:5] - x.double()[:5])
+
+
+def test_measure_sees_one_bad_element():
+    exact = torch.linspace(1, 2, 4000, dtype=torch.float64).reshape(1, 1, 100, 40)
+    value = rounded(exact, torch.float16)
+    assert measure(value, exact, torch.float16).max <= 2.0**-11
+    value[0, 0, 7, 3] += 0.5
+    bad = measure(value, exact, torch.float16)
+    assert bad.max > 0.49 and bad.ulp_histogram[4] == 1
+
+
+@pytest.mark.parametrize(("planted", "count"), [(torch.nan, 1), (torch.inf, 1), (-torch.inf, 1)])
+def test_measure_counts_what_is_not_finite(planted, count):
+    exact = torch.ones(1, 1, 4, 4, dtype=torch.float64)
+    value = exact.half()
+    value[0, 0, 1, 1] = planted
+    assert measure(value, exact, torch.float16).nonfinite == count
+
+
+def test_measure_wants_minus_infinity_where_the_truth_is():
+    exact = torch.tensor([[[-math.inf, 0.0, -math.inf, -math.inf]]], dtype=torch.float64)
+    value = torch.tensor([[[-math.inf, 0.0, math.inf, -1e30]]])
+    assert measure(value, exact, torch.float32).nonfinite == 2
+
+
+def test_bias_sees_truncation_and_nothing_else():
+    exact = torch.randn(1, 1, 200, 64, dtype=torch.float64)
+    near = rounded(exact, torch.bfloat16)
+    truncated = (exact.float().view(torch.int32) & -65536).view(torch.float32)
+    assert abs(measure(near, exact, torch.bfloat16).bias) < 0.02
+    assert measure(truncated, exact, torch.bfloat16).bias == pytest.approx(-0.5, abs=0.02)
+
+
+def test_bound_ratio_points_at_the_worst_element():
+    exact = torch.zeros(1, 1, 2, 3, dtype=torch.float64)
+    bound = torch.full_like(exact, 0.1)
+    value = exact.clone()
+    value[0, 0, 1, 2] = 0.15
+    ratio, index = bound_ratio(value, exact, bound, torch.float16)
+    assert ratio == pytest.approx(1.5) and index == (0, 0, 1, 2)
+    assert bound_ratio(value, exact, torch.zeros_like(bound), torch.float16)[0] > 1e5, "a bound of 0 means exact"
+
+
+def test_floored_ratio():
+    assert floored_log_ratio(0.0, 0.0, 0.0, 0.0) == 0.0
+    assert floored_log_ratio(2.0, 1.0, 0.0, 0.0) == pytest.approx(math.log(2))
+    assert abs(floored_log_ratio(1e-9, 1e-30, 1e-3, 0.0)) < 1e-6, "both far below the floor"
+    assert floored_log_ratio(1.0, math.nan, 0.0, 1.0) is None
+
+
+def test_same_bits_tells_signed_zeros_apart_and_nan_equal():
+    a = torch.tensor([0.0, math.nan, 1.0])
+    assert same_bits(a, torch.tensor([-0.0, math.nan, 1.0])).tolist() == [False, True, True]
+
+
+# -- statistics --------------------------------------------------------------------------------------------------------
+
+
+def test_student_quantiles_against_tables():
+    for p, freedom, want in ((0.975, 1, 12.7062), (0.975, 10, 2.22814), (0.9995, 30, 3.64596), (0.95, 120, 1.65765)):
+        assert student_quantile(p, freedom) == pytest.approx(want, abs=1e-4)
+
+
+def test_interval_covers_at_its_level():
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(400):
+        m = mean_interval(torch.randn(8, generator=generator).tolist(), 0.9)
+        covered += m.low <= 0 <= m.high
+    assert 0.84 < covered / 400 < 0.95
+
+
+def test_rule_of_three():
+    assert rule_of_three(3000) == pytest.approx(1e-3, rel=0.01)
+    assert rule_of_three(0) == 1.0
+
+
+# -- checks of a case --------------------------------------------------------------------------------------------------
+
+
+def sound(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, return_lse=False):
+    group = query.shape[1] // key.shape[1]
+    k, v = (x.repeat_interleave(group, 1).float() for x in (key, value))
+    s = query.float() @ k.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    visible = torch.ones(s.shape, dtype=torch.bool)
+    if is_causal:
+        visible = visible.tril()
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            visible = visible & attn_mask
+        else:
+            s = s + attn_mask.float()
+    s = s.masked_fill(~visible, -math.inf)
+    empty = (s == -math.inf).all(-1, keepdim=True)
+    p = torch.softmax(s.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)
+    o = (p @ v).to(query.dtype)
+    return (o, s.logsumexp(-1).detach()) if return_lse else o
+
+
+def failed_checks(function, case=CASE, **options):
+    return {(c.name, c.tensor) for c in evaluate(case, recognise("planted", function), "survey", **options).failed}
+
+
+def planted(change):
+    """The sound kernel with something done to its result."""
+
+    def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, return_lse=False):
+        o, lse = sound(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, return_lse=True)
+        o, lse = change(o, lse, query, key, value)
+        return (o, lse) if return_lse else o
+
+    return attention
+
+
+def test_a_sound_kernel_passes_every_check():
+    for case in (CASE, CASE.with_(mask=MaskRecipe(causal=True)), CASE.with_(mask=MaskRecipe(boolean="empty-rows")),
+                 CASE.with_(N=0), CASE.with_(M=0), CASE.with_(layout="gaps"), CASE.with_(regime="extreme-logits")):  # fmt: skip
+        assert not failed_checks(sound, case, statistical=True)
+
+
+def one_element(o, lse, *_):
+    o = o.clone()
+    o[0, 0, 3, 5] += 0.25
+    return o, lse
+
+
+def test_bound_rejects_one_wrong_element():
+    assert ("bound", "out") in failed_checks(planted(one_element))
+
+
+def test_finite_rejects_nan():
+    def nan(o, lse, *_):
+        o = o.clone()
+        o[0, 1, 0, 0] = torch.nan
+        return o, lse
+
+    assert ("finite", "out") in failed_checks(planted(nan))
+
+
+def test_finite_rejects_an_all_nan_result():
+    assert {("finite", "out"), ("finite", "lse")} <= failed_checks(planted(lambda o, lse, *_: (o * torch.nan, lse * torch.nan)))
+
+
+def test_zero_results_are_rejected():
+    """What several suites accept: an output, or a gradient, of zeros."""
+    assert ("bound", "out") in failed_checks(planted(lambda o, lse, *_: (o * 0, lse)))
+
+    class NoGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, o):
+            return o.clone()
+
+        @staticmethod
+        def backward(ctx, do):
+            return torch.zeros_like(do)
+
+    assert {("bound", "dq"), ("bound", "dk"), ("bound", "dv")} <= failed_checks(planted(lambda o, lse, *_: (NoGradient.apply(o), lse)))
+
+
+def test_empty_rows_must_be_exactly_zero():
+    def mean_of_v(o, lse, query, key, value):
+        empty = (lse == -math.inf)[..., None]
+        return torch.where(empty, value.float().mean(2, keepdim=True).repeat_interleave(2, 1).to(o.dtype), o), lse
+
+    case = CASE.with_(mask=MaskRecipe(boolean="empty-rows"))
+    assert ("bound", "out") in failed_checks(planted(mean_of_v), case)
+
+
+def test_lse_of_empty_rows_must_be_minus_infinity():
+    case = CASE.with_(mask=MaskRecipe(boolean="empty-rows"))
+    assert ("finite", "lse") in failed_checks(planted(lambda o, lse, *_: (o, lse.clamp_min(-1e30))), case)
+
+
+def test_written_rejects_memory_that_was_never_written():
+    def unwritten(o, lse, *_):
+        out = torch.empty_like(o)
+        out[..., 1:] = o[..., 1:]
+        return out, lse
+
+    names = {name for name, tensor in failed_checks(planted(unwritten), CASE.with_(backward=False)) if tensor == "out"}
+    assert names & {"written", "finite"}
+
+
+def test_inputs_unchanged_rejects_a_write_to_an_input():
+    def scribble(o, lse, query, *_):
+        with torch.no_grad():
+            query.mul_(2.0)
+        return o.detach(), lse
+
+    assert ("inputs-unchanged", None) in failed_checks(planted(scribble), CASE.with_(backward=False))
+
+
+def test_repeat_rejects_a_result_that_depends_on_the_run():
+    calls = []
+
+    def drifting(o, lse, *_):
+        calls.append(1)
+        return o * (1 + len(calls) * 2.0**-7), lse
+
+    assert ("repeat", "out") in failed_checks(planted(drifting))
+
+
+def test_batch_invariance_sees_company():
+    assert ("batch-invariance", "out") in failed_checks(planted(lambda o, lse, *_: (o + o.float().mean(0).to(o.dtype) * 2.0**-6, lse)))
+
+
+def test_single_bias_and_predictor():
+    truncate = planted(lambda o, lse, *_: (_Truncate.apply(o), lse))
+    big = CASE.with_(M=64, N=64, H=2, HK=2)
+    assert not failed_checks(sound, big, statistical=True)
+    assert ("bias", "out") in failed_checks(truncate, big, statistical=True)
+    noisy = planted(lambda o, lse, *_: (o * (1 + 2.0**-7 * torch.sign(torch.sin(1e4 * o.float()))).to(o.dtype), lse))
+    assert ("predictor", "out") in failed_checks(noisy, big, statistical=True)
+
+
+class _Truncate(torch.autograd.Function):
+    """One unit toward zero for every other element: what truncating instead of rounding does."""
+
+    @staticmethod
+    def forward(ctx, o):
+        bits = o.view(torch.int16).clone()
+        bits[..., ::2] -= 1
+        return bits.view(o.dtype)
+
+    @staticmethod
+    def backward(ctx, do):
+        return do
+
+
+def test_a_reference_would_notice_its_own_fault():
+    """The truth is not whatever the kernel says: one dropped key moves it."""
+    q, k, v = (torch.randn(1, 1, 5, 8, dtype=torch.float64) for _ in range(3))
+    whole = truth.forward(q, k, v, Mask(), 0.3).o
+    assert (whole - truth.forward(q, k[:, :, :-1], v[:, :, :-1], Mask(), 0.3).o).abs().max() > 1e-3
+
+
+# -- checks of a distribution ------------------------------------------------------------------------------------------
+
+
+def rows(n=24, **changes):
+    base = Row(
+        case_id="", phase="survey", status="ok", dtype="bf16", regime="normal", tensor="out", B=2, elements=1000, nonfinite=0,
+        log_ratio=-0.5, bound_ratio=0.2, predictor_ratio=1.0, envelope_ratio=0.6, kernel_bias=0.0, rounded_bias=0.0,
+        bitwise_standard=0.5,
+    )  # fmt: skip
+    wobble = [0.02 * math.sin(7 * i) for i in range(n)]
+    return [
+        replace(base, case_id=f"{i:016x}", **{k: v(wobble[i]) if callable(v) else v for k, v in changes.items()}) for i in range(n)
+    ]
+
+
+def statuses(measured):
+    judgement = judge(measured, BUDGETS, "planted")
+    return {(c.name, c.tensor) for c in judgement.failed}, verdict_of(judgement, [], "planted", BUDGETS, measured, 0.0)
+
+
+def test_a_sound_survey_passes():
+    failed, verdict = statuses(rows(log_ratio=lambda w: -0.5 + w))
+    assert not failed and verdict.verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("changes", "check"),
+    [
+        (dict(bound_ratio=1.01), "bound"),
+        (dict(failed="finite"), "finite"),
+        (dict(failed="written"), "written"),
+        (dict(failed="repeat"), "repeat"),
+        (dict(log_ratio=lambda w: 0.3 + w, envelope_ratio=lambda w: 1.3 + w), "ratio"),
+        (dict(envelope_ratio=lambda w: 1.5 + w), "predictor"),
+        (dict(kernel_bias=lambda w: -0.4 + w), "bias"),
+        (dict(kernel_bias=lambda w: 0.2 + w), "bias"),
+    ],
+)
+def test_each_gate_turns_the_verdict(changes, check):
+    failed, verdict = statuses(rows(**changes))
+    assert (check, "out") in failed and verdict.verdict == "fail" and check in verdict.sentence
+
+
+def test_one_bad_case_among_many_fails():
+    measured = rows(100)
+    measured[57] = replace(measured[57], bound_ratio=1.5)
+    assert ("bound", "out") in statuses(measured)[0]
+
+
+def test_luck_of_the_standard_is_no_fault_of_the_kernel():
+    """Worse than standard, but no worse than the flash arrangement's roundings predict: reported, not failed."""
+    measured = rows(log_ratio=lambda w: 0.9 + w, envelope_ratio=lambda w: 0.9 + w)
+    judgement = judge(measured, BUDGETS, "planted")
+    assert not judgement.failed and [c.status for c in judgement.cells] == ["predicted"]
+
+
+def test_too_little_is_no_measurement():
+    assert statuses(rows(3))[1].verdict == "nothing-measured"
+    assert statuses([])[1].verdict == "nothing-measured"
+
+
+def test_crashes_fail_and_refusals_do_not():
+    crash = Row(case_id="c", phase="survey", status="crashed", failed="returns", dtype="bf16")
+    refusal = Row(case_id="r", phase="survey", status="unsupported", message="ValueError: no", dtype="bf16")
+    assert ("returns", None) in statuses([*rows(), crash])[0]
+    judgement = judge([*rows(), refusal], BUDGETS, "planted")
+    assert not judgement.failed and any("ValueError: no" in line for line in judgement.not_covered)
+
+
+def test_batch_invariance_is_reported_unless_a_budget_asks_for_it():
+    measured = rows(failed="batch-invariance")
+    assert not judge(measured, BUDGETS, "planted").failed
+    strict = BUDGETS.model_copy(update={"invariance": BUDGETS.invariance.model_copy(update={"batch": "fail"})})
+    assert [c.name for c in judge(measured, strict, "planted").failed] == ["batch-invariance"]
+
+
+def test_an_exception_applies_to_its_scope_alone():
+    changes = dict(tensor="dv", log_ratio=lambda w: 0.3 + w, envelope_ratio=lambda w: 1.4 + w)
+    assert judge(rows(**changes), BUDGETS, "mine.py:attention").failed
+    assert not judge(rows(**changes), BUDGETS, "sdpa-flash").failed

@@ -1,0 +1,222 @@
+"""What the cases promise: same bits everywhere, every corner reachable, failing cases shrink to plain ones."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from flashproof.verify.case import Case, MaskRecipe, parse_case
+from flashproof.verify.draws import Draws
+from flashproof.verify.implementation import load
+from flashproof.verify.inputs import DTYPES, build
+from flashproof.verify.problems import UsageError
+from flashproof.verify.profiles import PROFILES
+from flashproof.verify.regimes import REGIMES
+from flashproof.verify.shrink import shrink
+from flashproof.verify.strategies import cases
+from flashproof.verify.survey import mask_templates, survey
+from hypothesis import HealthCheck, find, given, settings
+
+BASE = Case(B=1, H=2, HK=1, M=40, N=48, D=16, dtype="fp16", regime="normal", seed=5)
+PATIENT = settings(max_examples=20_000, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def test_draws_are_the_same_bits_on_any_machine():
+    """A frozen digest: if it changes, recorded cases no longer mean what they meant."""
+    bits = np.concatenate([Draws(0, "q").normal(1000), Draws(1, "x").uniform(1000)]).tobytes()
+    assert hashlib.sha256(bits).hexdigest()[:16] == "f1f579288691e84a"
+
+
+def test_normal_draws_are_normal():
+    x = Draws(0).normal(400_000)
+    moments = [np.mean(x**k) for k in (1, 2, 3, 4)]
+    # four standard errors of each moment of N(0, 1)
+    for moment, want, sd in zip(moments, (0, 1, 0, 3), (1, 2**0.5, 15**0.5, 96**0.5), strict=True):
+        assert abs(moment - want) < 4 * sd / 400_000**0.5
+    assert 4.3 < np.abs(x).max() < 6.5
+
+
+def test_streams_are_independent():
+    a, b = Draws(0, "q").normal(10_000), Draws(0, "k").normal(10_000)
+    assert abs(np.corrcoef(a, b)[0, 1]) < 0.05
+
+
+# -- cases -------------------------------------------------------------------------------------------------------------
+
+
+def test_case_survives_json():
+    case = BASE.with_(mask=MaskRecipe(causal=True, window=(3, None), alignment="bottom-right", bias="alibi"), scale=-0.25)
+    assert parse_case(case.to_json()) == case
+    assert parse_case(case.to_json()).id == case.id
+    assert case.with_(seed=6).id != case.id
+
+
+@pytest.mark.parametrize(
+    "change", [dict(B=0), dict(M=-1), dict(HK=3), dict(scale=float("inf")), dict(mask=MaskRecipe(window=(-1, 0)))]
+)
+def test_impossible_cases_are_refused(change):
+    with pytest.raises(ValueError, match="must"):
+        BASE.with_(**change)
+
+
+def test_unknown_regime_is_a_usage_error():
+    with pytest.raises(UsageError, match="unknown regime"):
+        build(BASE.with_(regime="nonsense"))
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_regimes_give_finite_inputs_of_the_case_s_shapes(regime, dtype):
+    for case in (BASE.with_(regime=regime, dtype=dtype), BASE.with_(regime=regime, dtype=dtype, M=1, N=0, D=1, scale=0.0)):
+        x = build(case)
+        for name, length, heads in (("q", case.M, case.H), ("k", case.N, case.HK), ("v", case.N, case.HK), ("do", case.M, case.H)):
+            t = getattr(x, name)
+            assert tuple(t.shape) == (case.B, heads, length, case.D)
+            assert t.dtype == DTYPES[dtype]
+            assert torch.isfinite(t).all()
+
+
+def logits(case):
+    x = build(case)
+    return case.softmax_scale * x.q.double() @ x.k.double().repeat_interleave(case.H // case.HK, 1).mT
+
+
+def test_regimes_reach_their_mechanisms():
+    assert 9e2 < logits(BASE.with_(regime="extreme-logits")).abs().max() < 7e4
+    assert (logits(BASE.with_(regime="extreme-logits", seed=8)).softmax(-1).amax(-1) < 0.9).any(), "no near ties"
+    assert (logits(BASE.with_(regime="one-hot")).softmax(-1).amax(-1) > 0.999).double().mean() > 0.8
+    equal = logits(BASE.with_(regime="all-equal"))
+    assert torch.equal(equal, equal[..., :1].expand_as(equal))
+    plateau = logits(BASE.with_(regime="plateau", dtype="bf16")).amax(-1, keepdim=True) - logits(BASE.with_(regime="plateau", dtype="bf16"))
+    assert (plateau[..., 0] == 0).all() and ((plateau[..., 1:] - 0.6289).abs() < 5e-3).all()
+    tied = build(BASE.with_(regime="tied-maxima"))
+    assert (tied.v < 0).all()
+    s = logits(BASE.with_(regime="increasing", seed=2))
+    assert (s.argmax(-1) > 3 * BASE.N // 4).double().mean() > 0.9
+    assert (build(BASE.with_(regime="ones-v")).v == 1).all()
+    assert (build(BASE.with_(regime="one-hot-v")).v.sum(-1) == 1).all()
+    tiny = build(BASE.with_(regime="subnormal")).v.abs()
+    assert (tiny < torch.finfo(torch.float16).tiny).double().mean() > 0.9 and (tiny > 0).any()
+    pairs = build(BASE.with_(regime="cancellation"))
+    assert torch.equal(pairs.v[:, :, :24], -pairs.v[:, :, 24:]) and torch.equal(pairs.k[:, :, :24], pairs.k[:, :, 24:])
+    needle = BASE.with_(regime="needle", mask=MaskRecipe(causal=True), seed=1)
+    best = logits(needle).argmax(-1)
+    diagonal = torch.arange(needle.M)
+    assert (best == needle.N - 1).any() and (best == diagonal).any() and (best == diagonal + 1).any()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "bshd", "packed", "gaps", "expanded"])
+def test_layouts_change_memory_and_not_values(layout):
+    plain, other = build(BASE), build(BASE.with_(layout=layout))
+    if layout != "expanded":
+        assert all(torch.equal(getattr(plain, n), getattr(other, n)) for n in ("q", "k", "v", "do"))
+    strides = {n: getattr(other, n).stride() for n in ("q", "k", "do")}
+    assert (layout == "contiguous") == all(getattr(other, n).is_contiguous() for n in ("q", "k", "v", "do"))
+    if layout == "expanded":
+        assert strides["do"][2] == 0
+    if layout == "gaps":
+        assert other.q.storage_offset() % 2 == 1
+        storage = torch.empty(0, dtype=torch.float16).set_(other.q.untyped_storage())
+        assert torch.isnan(storage).sum() == storage.numel() - other.q.numel()
+
+
+def test_fully_masked_rows_and_first_tiles_occur():
+    x = build(BASE.with_(mask=MaskRecipe(boolean="empty-rows")))
+    assert (~x.mask.allowed.any(-1)).any()
+    x = build(BASE.with_(mask=MaskRecipe(boolean="first-tile")))
+    assert not x.mask.allowed[..., :32].any() and x.mask.allowed[..., 32:].any()
+
+
+# -- the survey --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quick():
+    return list(survey(load("standard"), PROFILES["quick"], 0))
+
+
+def test_survey_is_reproducible_and_seeds_differ(quick):
+    again = list(survey(load("standard"), PROFILES["quick"], 0))
+    other = list(survey(load("standard"), PROFILES["quick"], 1))
+    assert again == quick
+    assert len({c.id for c in quick} & {c.id for c in other}) == 0
+    assert len({c.id for c in quick}) == len(quick) >= 300
+
+
+def test_survey_covers_what_it_promises(quick):
+    assert {c.regime for c in quick} == set(REGIMES)
+    assert {c.dtype for c in quick} == {"fp16", "bf16"}
+    assert {str(c.mask) for c in quick} == {str(m) for m in mask_templates()}
+    assert {c.layout for c in quick} == {"contiguous", "bshd", "packed", "gaps", "expanded"}
+    for promise in (
+        lambda c: c.M == 0, lambda c: c.N == 0, lambda c: c.M == 1, lambda c: c.M < c.N, lambda c: c.M > c.N > 0,
+        lambda c: c.M == c.N > 0, lambda c: c.M % 32 == 1, lambda c: c.N % 32 == 31, lambda c: c.H > c.HK > 1, lambda c: c.HK == 1 < c.H,
+        lambda c: c.scale == 0.0, lambda c: c.scale is not None and c.scale < 0, lambda c: c.B > 1, lambda c: c.D not in (16, 32, 64, 128),
+    ):  # fmt: skip
+        assert any(promise(c) for c in quick)
+
+
+def test_survey_only_asks_what_a_signature_offers():
+    from flashproof.verify.implementation import recognise
+
+    bare = recognise("bare", lambda query, key, value: query)
+    drawn = list(survey(bare, PROFILES["quick"], 0, count=50))
+    assert all(bare.lacks(c) is None for c in drawn)
+    assert all(str(c.mask) == "none" and c.scale is None and c.H == c.HK for c in drawn)
+
+
+# -- Hypothesis --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "corner",
+    [
+        lambda c: c.M == 0, lambda c: c.N == 0 < c.M, lambda c: c.N % 32 == 1 and c.N > 32, lambda c: c.D not in (1, 2, 4, 8, 16, 32, 64, 128, 256),
+        lambda c: c.mask.boolean == "empty-rows", lambda c: c.mask.boolean == "first-tile" and c.N > 32,
+        lambda c: len(c.mask.kinds()) >= 4, lambda c: c.mask.causal and c.M > c.N, lambda c: c.mask.window == (0, 0),
+        lambda c: c.scale == 0.0, lambda c: c.scale is not None and c.scale < 0, lambda c: c.regime == "extreme-logits" and c.dtype == "bf16",
+        lambda c: c.H // c.HK == 3, lambda c: c.layout == "gaps",
+    ],
+)  # fmt: skip
+def test_corners_can_be_drawn_and_shrink(corner):
+    smallest = find(cases(), corner, settings=PATIENT)
+    assert corner(smallest)
+    assert smallest.B == 1 and smallest.seed == 0 and smallest.M <= 2 and smallest.N <= 65
+
+
+@given(cases(max_length=40, head_dims=(1, 16)))
+@settings(max_examples=60, database=None, derandomize=True, deadline=None)
+def test_every_drawn_case_builds(case):
+    x = build(case)
+    assert x.q.shape == (case.B, case.H, case.M, case.D)
+    visible, _ = x.mask.rows(0, case.M, case.M, case.N, torch.device("cpu"))
+    torch.broadcast_to(visible, (case.B, case.H, case.M, case.N))
+
+
+# -- our shrinker ------------------------------------------------------------------------------------------------------
+
+
+def first(fails):
+    return lambda candidates: next((i for i, c in enumerate(candidates) if fails(c)), None)
+
+
+def test_shrinks_to_the_smallest_in_every_dimension():
+    def fails(c):
+        return c.N >= 17 and c.H > c.HK and c.mask.causal and c.D % 3 == 0
+
+    start = BASE.with_(B=3, H=6, HK=2, M=101, N=97, D=48, layout="gaps", scale=0.3, regime="outlier",
+                       mask=MaskRecipe(causal=True, bias="alibi", key_lengths=True))  # fmt: skip
+    small, steps, minimal = shrink(start, first(fails), deadline=float("inf"))
+    assert minimal and steps > 0
+    assert (small.B, small.H, small.HK, small.M, small.N, small.D) == (1, 2, 1, 0, 17, 3)
+    assert small.mask == MaskRecipe(causal=True) and small.layout == "contiguous" and small.regime == "normal" and small.scale is None
+
+
+def test_shrinking_stops_in_time_and_says_so():
+    small, _, minimal = shrink(BASE, first(lambda _: True), deadline=-1.0)
+    assert small == BASE and not minimal

@@ -1,0 +1,48 @@
+"""What a function under test may not leave behind: it shares its process with the truth and with the next case."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+#: how to read and how to write back each piece of a process's state that changes numbers
+_STATE: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.get_rng_state, torch.set_rng_state),
+    (np.geterr, lambda modes: np.seterr(**modes)),
+    (np.random.get_state, np.random.set_state),
+    (random.getstate, random.setstate),
+)
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Put the process's state back, and let nothing out that would end the process.
+
+    Raises:
+        RuntimeError: in place of a SystemExit or a KeyboardInterrupt that the function raised.  In the main process a
+            KeyboardInterrupt is the user's own, and passes.
+    """
+    before = [read() for read, _ in _STATE]
+    device = torch.get_default_device()
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt) as e:
+        if isinstance(e, KeyboardInterrupt) and multiprocessing.parent_process() is None:
+            raise
+        raise RuntimeError(f"the function raised {type(e).__name__}({e})") from e
+    finally:
+        if torch.get_default_device() != device:  # setting it has a price, paid by every later call
+            torch.set_default_device(None)
+        for (_, write), value in zip(_STATE, before, strict=True):
+            write(value)
+        torch.set_flush_denormal(False)  # cannot be read
