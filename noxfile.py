@@ -58,3 +58,11 @@ def build(session: nox.Session) -> None:
     session.install(*CONSTRAINTS, *PYPROJECT["project"]["dependencies"])
     session.chdir(session.create_tmp())
     session.run("flashproof", "replay", '{"B":1,"H":1,"HK":1,"M":5,"N":7,"D":8,"dtype":"fp16","regime":"normal","seed":0}')
+
+
+@nox.session(default=False)
+def picture(session: nox.Session) -> None:
+    """Make the README's picture: verify the bundled kernel and photograph the report."""
+    install(session, "tests")
+    session.run("flashproof", "verify", "flash", "--out", "runs/picture", "--force", *session.posargs)
+    session.run("python", "-m", "flashproof.reports.picture", "runs/picture", "reports/example.png")

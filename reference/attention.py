@@ -49,7 +49,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Forwar
         return Forward(o, lse)
     clean = all_finite(v)
     k, v = k.double(), v.double()
-    for start, stop in row_blocks(B, H, M, N):
+    for start, stop in row_blocks(B, H, M, N, _BLOCK_BYTES):
         visible, bias = mask.rows(start, stop, M, N, q.device)
         s = logits(q[:, :, start:stop].double(), k, visible, bias, scale)  # [B, H, r, N]
         p, lse[:, :, start:stop] = softmax(s, visible)
@@ -75,7 +75,7 @@ def backward(q: Tensor, k: Tensor, v: Tensor, do: Tensor, mask: Mask, scale: flo
         return Gradients(dq, dk, dv)
     clean = all_finite(q, k, v, do)
     k, v = k.double(), v.double()
-    for start, stop in row_blocks(B, H, M, N):
+    for start, stop in row_blocks(B, H, M, N, _BLOCK_BYTES):
         visible, bias = mask.rows(start, stop, M, N, q.device)
         q_i = q[:, :, start:stop].double()  # [B, H, r, D]
         do_i = do[:, :, start:stop].double()  # [B, H, r, D]
@@ -106,9 +106,9 @@ def check_shapes(q: Tensor, k: Tensor, v: Tensor, do: Tensor | None = None) -> N
         raise ValueError(f"do must have the shape of q: got {[*do.shape]} and {[*q.shape]}")
 
 
-def row_blocks(B: int, H: int, M: int, N: int) -> Iterator[tuple[int, int]]:
-    """Ranges of query rows such that one float64 [B, H, rows, N] takes about 32 MiB."""
-    rows = max(1, _BLOCK_BYTES // (8 * max(1, B * H * N)))
+def row_blocks(B: int, H: int, M: int, N: int, size: int) -> Iterator[tuple[int, int]]:
+    """Ranges of query rows such that one float64 [B, H, rows, N] takes about `size` bytes."""
+    rows = max(1, size // (8 * max(1, B * H * N)))
     for start in range(0, M, rows):
         yield start, min(M, start + rows)
 

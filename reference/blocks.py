@@ -9,6 +9,10 @@ from torch import Tensor
 from .attention import Forward, check_shapes, group, row_blocks, ungroup
 from .masks import Mask
 
+_BLOCK_BYTES = (
+    4 * 2**20
+)  # one float64 [B, H, rows, N]: some fifty of them are made, so they should stay in cache
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
@@ -46,7 +50,7 @@ def blocks(
     if N == 0:
         return
     zero = torch.zeros(1, 1, 1, 1, dtype=torch.float64, device=q.device)
-    for start, stop in row_blocks(B, H, M, N):
+    for start, stop in row_blocks(B, H, M, N, _BLOCK_BYTES):
         rows = slice(start, stop)
         visible, bias = mask.rows(start, stop, M, N, q.device)
         visible = visible.expand(B, H, stop - start, N)

@@ -25,8 +25,8 @@ from flashproof.reference import (
     Forward,
     Gradients,
     Mask,
-    attention,
     backward,
+    blocks,
     certify,
     forward,
     natural_scales,
@@ -452,8 +452,9 @@ def test_bounds_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None
     args = (*problem.tensors, problem.mask, problem.scale)
     whole = problem.bounds(ANY), predict(*args, ANY, problem.truth, problem.gradients)
     scales = natural_scales(*args, problem.truth)
-    monkeypatch.setattr(attention, "_BLOCK_BYTES", 8 * 2 * 4 * 40 * 5)
-    assert len(list(attention.row_blocks(2, 4, 33, 40))) == 7
+    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 8 * 2 * 4 * 40 * 5)
+    b = blocks.blocks(*(x.double() for x in problem.tensors), problem.mask, problem.scale, problem.truth)
+    assert len(list(b)) == 7
     parts = problem.bounds(ANY), predict(*args, ANY, problem.truth, problem.gradients)
     again = natural_scales(*args, problem.truth)
     for name in NAMES:

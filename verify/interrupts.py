@@ -31,7 +31,8 @@ def ignored() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
         yield
         return
-    before = {s: signal.signal(s, signal.SIG_IGN) for s in _SIGNALS}
+    # not SIG_IGN: a worker that starts at this moment would inherit it, and could not be ended
+    before = {s: signal.signal(s, lambda *_: None) for s in _SIGNALS}
     try:
         yield
     finally:

@@ -39,7 +39,7 @@ def contained() -> Iterator[None]:
     except (SystemExit, KeyboardInterrupt) as e:
         if isinstance(e, KeyboardInterrupt) and multiprocessing.parent_process() is None:
             raise
-        raise RuntimeError(f"the function raised {type(e).__name__}({e})") from e
+        raise RuntimeError(f"the function raised {type(e).__name__}({e})").with_traceback(e.__traceback__) from e
     finally:
         if torch.get_default_device() != device:  # setting it has a price, paid by every later call
             torch.set_default_device(None)
