@@ -121,7 +121,7 @@ class FlashAttention(torch.autograd.Function):
         return o, lse2 * LN2
 
     @staticmethod
-    def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]  # noqa: D102
+    def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: D102
         q, k, v, o, lse2 = ctx.saved_tensors
         do = torch.zeros_like(o) if do is None else do
         return *backward(q, k, v, o, lse2, do, dlse, ctx.launch), None
@@ -181,7 +181,7 @@ def attention(
         right=right,
         tiles=default_tiles(D, query.device) if tiles is None else tiles,
     )
-    o, lse = FlashAttention.apply(query, key, value, launch)
+    o, lse = FlashAttention.apply(query, key, value, launch)  # type: ignore[no-untyped-call]
     del enable_gqa
     return (o, lse) if return_lse else o
 

@@ -109,8 +109,8 @@ def load(path: Path | None = None) -> Budgets:
     except ValidationError as e:
         first = e.errors()[0]
         place = list(first["loc"])
-        if place[0] == "exception" and len(place) > 1:  # counted as in the user's file
-            place[1] = int(place[1]) - len(defaults["exception"]) + 1
+        if place[0] == "exception" and len(place) > 1:  # the user's file counts from 1, after the defaults' own
+            place[1] = int(place[1]) - len(defaults.get("exception", [])) + 1
         where = ".".join(str(p) for p in place)
         message = {"extra_forbidden": "unknown key", "missing": "missing, state it"}.get(first["type"], first["msg"])
         raise UsageError(f"budgets {path}: {where}: {message}") from e

@@ -33,9 +33,10 @@ class _Standard(torch.autograd.Function):
         return result.o, result.lse
 
     @staticmethod
-    def backward(ctx: Any, do: Tensor, _dlse: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, do: Tensor, _dlse: Tensor) -> tuple[Tensor | None, ...]:
         mask, scale, softmax = ctx.problem
-        g = standard.backward(*ctx.saved_tensors, do, mask, scale, softmax=softmax)
+        q, k, v = ctx.saved_tensors
+        g = standard.backward(q, k, v, do, mask, scale, softmax=softmax)
         return g.dq, g.dk, g.dv, None, None, None
 
 
@@ -52,7 +53,7 @@ def _standard(softmax: str) -> Callable[[], Implementation]:
             causal=is_causal, window=window, alignment=alignment, key_lengths=key_lengths,
             allowed=attn_mask if boolean else None, bias=None if boolean else attn_mask,
         )  # fmt: skip
-        o, lse = _Standard.apply(query, key, value, mask, query.shape[-1] ** -0.5 if scale is None else scale, softmax)
+        o, lse = _Standard.apply(query, key, value, mask, query.shape[-1] ** -0.5 if scale is None else scale, softmax)  # type: ignore[no-untyped-call]
         return (o, lse) if return_lse else o
 
     return lambda: recognise("standard" if softmax == "rounded" else "standard-fp32", attention)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.utils.deterministic
 from torch import Tensor
 
 from ..reference import attention as truth_of
@@ -26,6 +27,8 @@ from .implementation import Implementation, Outputs, RefusedError, WrongResultEr
 from .inputs import DTYPES, Inputs, build
 from .regimes import REGIMES
 
+#: torch's switches for poisoned allocations; the module replaces itself at import, which type checkers cannot follow
+deterministic: Any = torch.utils.deterministic
 TENSORS = ("out", "lse", "dq", "dk", "dv")
 
 
@@ -150,18 +153,18 @@ def in_its_own_layout(case: Case, implementation: Implementation) -> Case:
 
 def _poisoned(implementation: Implementation, case: Case, inputs: Inputs) -> Outputs:
     """Run with all newly allocated memory filled with NaN, so that what is never written shows."""
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    fill = deterministic.fill_uninitialized_memory
     # torch.use_deterministic_algorithms also imports torch.compile's backend, which takes seconds, and reconfigures it
     use_deterministic_algorithms = torch._C._set_deterministic_algorithms  # noqa: SLF001
     use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    deterministic.fill_uninitialized_memory = True
     try:
         return implementation(case, inputs)
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = fill
-        use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        deterministic.fill_uninitialized_memory = fill
+        use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
 def _checksum(x: Tensor) -> Tensor:

@@ -69,7 +69,9 @@ def findings_of(
 
 def _most_telling(suspects: list[_Suspect], limit: int) -> list[_Suspect]:
     """One per tensor first, then further checks of the same tensor."""
-    first, more, seen = [], [], set()
+    first: list[_Suspect] = []
+    more: list[_Suspect] = []
+    seen: set[str | None] = set()
     for s in suspects:
         (more if s.tensor in seen else first).append(s)
         seen.add(s.tensor)

@@ -11,9 +11,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +39,8 @@ _KNOWN = {
     "flash_attn": {"dropout_p", "softmax_scale", "causal", "window_size", "softcap", "alibi_slopes", "deterministic",
                    *_LSE_OPTIONS},
 }  # fmt: skip
-_REFUSAL = re.compile(r"support|implement|no viable|no available kernel|must be|must have|expected|only ", re.IGNORECASE)
+#: how libraries word a RuntimeError that means "I do not do this"
+_REFUSAL = re.compile(r"not (yet |currently )?(support|implement)|unsupported|only supports?|no viable|no available kernel", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,7 @@ class Implementation:
             result = self._forward(case, inputs, leaves)
         except KernelError:
             raise
-        except (NotImplementedError, ValueError, TypeError, AssertionError) as e:
+        except (NotImplementedError, ValueError, AssertionError) as e:
             raise RefusedError(_one_line(e)) from e
         except RuntimeError as e:
             if _REFUSAL.search(str(e)):
@@ -241,6 +244,8 @@ class Implementation:
             if lse.device != device:
                 raise WrongResultError(f"the log-sum-exp is on {lse.device}, the inputs are on {device}")
             lse = lse.detach()
+            if self.signature == "flash_attn":  # FlashAttention 2 writes +inf for a query that sees no key, 3 writes -inf
+                lse = torch.where(lse == float("inf"), float("-inf"), lse)
         return out, lse
 
 
@@ -302,15 +307,16 @@ def load(spec: str) -> Implementation:
     for part in attribute.split("."):
         found = getattr(found, part, None)
     if found is None:
-        raise UsageError(f"{target} has no {attribute!r}")
+        own = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
+        raise UsageError(f"{target} has no {attribute!r}; its functions are {', '.join(own[:20]) or 'none'}")
     if not callable(found):
-        raise UsageError(f"{spec} is {type(found).__name__}, not a function")
+        raise UsageError(f"{spec} is of type {type(found).__name__}; name a function")
     return recognise(spec, found)
 
 
 def _import_file(path: Path) -> Any:
     if not path.is_file():
-        raise UsageError(f"no such file: {path}")
+        raise UsageError(f"no such file: {path}; give path/to/file.py:function")
     name = f"flashproof_user_{path.stem}"
     loader = importlib.util.spec_from_file_location(name, path)
     assert loader is not None and loader.loader is not None
@@ -319,21 +325,24 @@ def _import_file(path: Path) -> Any:
     folder = str(path.resolve().parent)
     if folder not in sys.path:  # the file's own neighbours, as when it is run
         sys.path.insert(0, folder)
-    try:
+    with _importing(str(path)):
         loader.loader.exec_module(module)
-    except BaseException as e:
-        if isinstance(e, KeyboardInterrupt):
-            raise
-        raise UsageError(f"{path} does not import: {_one_line(e)}") from e
     return module
 
 
 def _import_module(name: str) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:  # a script's path lacks the folder that one is in
         sys.path.insert(0, str(Path.cwd()))
-    try:
+    with _importing(name):
         return importlib.import_module(name)
-    except BaseException as e:
-        if isinstance(e, KeyboardInterrupt):
-            raise
-        raise UsageError(f"{name} does not import: {_one_line(e)}") from e
+
+
+@contextmanager
+def _importing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # noqa: BLE001  (a module may call sys.exit)
+        hint = "; install that beside flashproof" if isinstance(e, ModuleNotFoundError) else ""
+        raise UsageError(f"{name} does not import: {_one_line(e)}{hint}") from e

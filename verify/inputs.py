@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..reference.masks import Mask
 from .case import Case
-from .draws import Draws
+from .draws import Draws, Float
 from .problems import UsageError
 from .regimes import REGIMES
 
@@ -51,7 +51,8 @@ class Inputs:
 
         mask = Mask(causal=m.causal, window=m.window, alignment=m.alignment, allowed=one(m.allowed), bias=one(m.bias),
                     key_lengths=one(m.key_lengths))  # fmt: skip
-        return Inputs(*(x[b : b + 1] for x in (self.q, self.k, self.v, self.do)), mask=mask)
+        q, k, v, do = (x[b : b + 1] for x in (self.q, self.k, self.v, self.do))
+        return Inputs(q, k, v, do, mask)
 
 
 def _moved(x: Tensor, device: torch.device) -> Tensor:
@@ -78,10 +79,11 @@ def build(case: Case) -> Inputs:
     if case.layout == "packed":
         q, k, v = _packed(q, k, v)
         return Inputs(q, k, v, _place(do, "bshd"), _mask(case))
-    return Inputs(*(_place(x, case.layout) for x in (q, k, v, do)), mask=_mask(case))
+    q, k, v, do = (_place(x, case.layout) for x in (q, k, v, do))
+    return Inputs(q, k, v, do, _mask(case))
 
 
-def _rounded(x: np.ndarray, dtype: torch.dtype) -> Tensor:  # type: ignore[type-arg]
+def _rounded(x: Float, dtype: torch.dtype) -> Tensor:
     """Round to nearest even through fp32, saturating: inputs are finite by contract."""
     limit = torch.finfo(dtype).max
     return torch.from_numpy(np.ascontiguousarray(np.clip(x, -limit, limit)).astype(np.float32)).to(dtype)

@@ -9,13 +9,15 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..reports.record import Answer, Cell, Check, Counts, Exactness, Finding, Row, Verdict
+from ..reports.record import Tensor as TensorName
 from .budgets import Budgets
 from .regimes import REGIMES
 from .statistics import mean_interval, rule_of_three
 
-TENSORS = ("out", "lse", "dq", "dk", "dv")
+TENSORS: tuple[TensorName, ...] = ("out", "lse", "dq", "dk", "dv")
 #: checks that a single case answers, and what they ask
 CASE_CHECKS = {
     "returns": "the function returns attention's result, of the right shape, dtype and device",
@@ -26,7 +28,11 @@ CASE_CHECKS = {
     "repeat": "the same bits when run again",
     "batch-invariance": "the same bits when a batch element is alone",
 }
+_WITH_PREDICTION: tuple[TensorName, ...] = ("out", "dq", "dk", "dv")
 _PER_TENSOR = ("finite", "bound", "written", "repeat", "batch-invariance")
+
+
+State = Literal["pass", "fail", "nothing-measured"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,7 @@ def _case_checks(rows: Sequence[Row], budgets: Budgets) -> list[Check]:
     return checks
 
 
-def _tensor_check(name: str, tensor: str, rows: list[Row], budgets: Budgets) -> Check:
+def _tensor_check(name: str, tensor: TensorName, rows: list[Row], budgets: Budgets) -> Check:
     asked = rows
     if name in ("written", "repeat"):
         asked = [r for r in rows if r.phase == "survey"]
@@ -112,8 +118,8 @@ def _failed(row: Row) -> list[str]:
     return (row.failed or "").split(",")
 
 
-def _check(name: str, tensor: str | None, failed: bool, n: int, detail: str) -> Check:  # noqa: FBT001
-    return Check(name=name, status="skipped" if n == 0 else "fail" if failed else "pass", tensor=tensor, n=n, detail=detail)  # type: ignore[arg-type]
+def _check(name: str, tensor: TensorName | None, failed: bool, n: int, detail: str) -> Check:  # noqa: FBT001
+    return Check(name=name, status="skipped" if n == 0 else "fail" if failed else "pass", tensor=tensor, n=n, detail=detail)
 
 
 def _none_in(n: int) -> str:
@@ -161,8 +167,8 @@ def _ratio_cells(rows: list[Row], budgets: Budgets, implementation: str) -> list
         if tensor == "lse" and worse:  # its yardstick is the bound: standard's own LSE has fp32 accuracy at times
             status = "predicted"
         cells.append(
-            Cell(dtype=dtype, tensor=tensor, mask="all", regime=regime, n=ratios.n, ratio=math.exp(ratios.mean),
-                 low=math.exp(max(-700.0, ratios.low)), high=math.exp(min(700.0, ratios.high)), allowed=margin, status=status)  # type: ignore[arg-type]
+            Cell(dtype=dtype, tensor=next(t for t in TENSORS if t == tensor), mask="all", regime=regime, n=ratios.n, ratio=math.exp(ratios.mean),
+                 low=math.exp(max(-700.0, ratios.low)), high=math.exp(min(700.0, ratios.high)), allowed=margin, status=status)
         )  # fmt: skip
     return cells
 
@@ -172,7 +178,7 @@ def _ratio_checks(cells: list[Cell]) -> list[Check]:
     for tensor in TENSORS:
         own = [c for c in cells if c.tensor == tensor]
         if not own:
-            checks.append(Check(name="ratio", status="skipped", tensor=tensor, detail="not measured"))  # type: ignore[arg-type]
+            checks.append(Check(name="ratio", status="skipped", tensor=tensor, detail="not measured"))
             continue
         bad = [c for c in own if c.status == "fail"]
         worst = max(own, key=lambda c: (c.status == "fail", c.low or 0.0))
@@ -187,7 +193,7 @@ def _ratio_checks(cells: list[Cell]) -> list[Check]:
 def _predictor_checks(rows: list[Row], budgets: Budgets, implementation: str) -> list[Check]:
     """Per dtype and tensor: is the RMS error what the roundings of a known arrangement predict?"""
     checks = []
-    for tensor in ("out", "dq", "dk", "dv"):
+    for tensor in _WITH_PREDICTION:
         worst, failed, n = None, False, 0
         for (dtype, regime), group in _groups((r for r in rows if r.tensor == tensor), lambda r: (str(r.dtype), str(r.regime))).items():
             found = mean_interval(_log(r.envelope_ratio for r in group), budgets.ratio.confidence)
@@ -199,7 +205,7 @@ def _predictor_checks(rows: list[Row], budgets: Budgets, implementation: str) ->
             if worst is None or found.low > worst[0].low:
                 worst = (found, dtype, regime, margin)
         if worst is None:
-            checks.append(Check(name="predictor", status="skipped", tensor=tensor, detail="not measured"))  # type: ignore[arg-type]
+            checks.append(Check(name="predictor", status="skipped", tensor=tensor, detail="not measured"))
             continue
         m, dtype, regime, margin = worst
         detail = (
@@ -213,7 +219,7 @@ def _predictor_checks(rows: list[Row], budgets: Budgets, implementation: str) ->
 def _bias_checks(rows: list[Row], budgets: Budgets, implementation: str) -> list[Check]:
     """Per dtype and tensor: is the mean signed error that of rounding to nearest?"""
     checks = []
-    for tensor in ("out", "dq", "dk", "dv"):
+    for tensor in _WITH_PREDICTION:
         details, failed, n = [], False, 0
         for (dtype,), group in _groups((r for r in rows if r.tensor == tensor and (r.elements or 0) >= 64), lambda r: (str(r.dtype),)).items():
             excess = [r.kernel_bias - r.rounded_bias for r in group if r.kernel_bias is not None and r.rounded_bias is not None]
@@ -236,8 +242,8 @@ def verdict_of(
 ) -> Verdict:
     """The verdict, with the three answers and the sentence."""
     measured = judgement.counts.survey + judgement.counts.hunt
-    failed = judgement.failed
-    if failed:
+    state: State
+    if judgement.failed:
         state = "fail"
     elif measured < budgets.coverage.min_cases:
         state = "nothing-measured"

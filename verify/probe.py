@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..reference.masks import Mask
 from .case import Case, MaskRecipe
-from .implementation import Implementation, Outputs, describe
+from .implementation import Implementation, Outputs, RefusedError, WrongResultError, describe
 from .inputs import DTYPES, Inputs
 
 
@@ -33,12 +33,31 @@ def probe(implementation: Implementation, device: str) -> list[Fact]:
     ]
 
 
+def has_gradients(implementation: Implementation, device: str) -> bool:
+    """Whether the output is connected to the inputs at all.  A forward-only kernel is tested for what it has."""
+    for dtype in ("fp16", "bf16", "fp32"):
+        case = _case(dtype=dtype, N=3, backward=True)
+        try:
+            _run(implementation, device, case, *_reading(case))
+        except RefusedError:
+            continue
+        except WrongResultError as e:
+            return "has no gradient" not in str(e)
+        except NotImplementedError:
+            return False
+        except Exception:  # noqa: BLE001  (the survey will say what is wrong)
+            return True
+        return True
+    return True
+
+
 def _run(implementation: Implementation, device: str, case: Case, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Outputs:
     dtype, where = DTYPES[case.dtype], torch.device(device)
     tensors = [x.to(dtype).to(where) for x in (q, k, v, torch.ones_like(q))]
     if implementation.layout == "bshd":
         tensors = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors]
-    return implementation(case, Inputs(*tensors, mask=mask or Mask(causal=case.mask.causal, alignment=case.mask.alignment)))
+    given = mask or Mask(causal=case.mask.causal, alignment=case.mask.alignment)
+    return implementation(case, Inputs(tensors[0], tensors[1], tensors[2], tensors[3], given))
 
 
 def _case(**fields: object) -> Case:
@@ -116,7 +135,8 @@ def _grouping(implementation: Implementation, device: str) -> Fact:
         q, k, _ = _reading(case)
         v = torch.arange(2.0).reshape(1, 2, 1, 1).expand(1, 2, 1, case.D)
         heads = _run(implementation, device, case, q, k, v).out[0, :, 0, 0].tolist()
-        return {(0, 0, 1, 1): "h // (H / HK)", (0, 1, 0, 1): "h % HK"}.get(tuple(int(h) for h in heads), f"heads read {heads}")
+        known = {"0011": "h // (H / HK)", "0101": "h % HK"}
+        return known.get("".join(f"{h:.0f}" for h in heads), f"heads read {heads}")
 
     if implementation.lacks(case):
         return Fact("grouped-query heads", "not offered", "")

@@ -238,4 +238,5 @@ def _edge_keys(case: Case) -> NDArray[np.int64]:
     if left is not None:
         edges += [diagonal - left, diagonal - left - 1]
     picks = Draws(case.seed, "edges").integers(0, len(edges), case.M)
-    return np.clip(np.stack(edges)[picks, np.arange(case.M)], 0, case.N - 1).astype(np.int64)
+    keys = np.stack(edges)[picks, np.arange(case.M)]
+    return np.asarray(np.clip(keys, 0, case.N - 1), np.int64)

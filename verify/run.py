@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,8 @@ from .hunt import hunt
 from .implementation import Implementation
 from .judge import judge, verdict_of
 from .pool import Pool
-from .problems import UsageError
+from .probe import has_gradients
+from .problems import LostError, UsageError
 from .profiles import Profile
 from .survey import mask_templates, survey
 
@@ -94,6 +95,7 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
     interrupted = False
     with ExitStack() as closing:
         try:
+            implementation = replace(implementation, has_backward=_has_gradients(pool))
             with ShardWriter(out / "shards" / "main.jsonl") as shard:
                 _Measurement(settings, implementation, pool, results, shard, progress).measure(left_out)
             judgement = judge([row for r in results for row in r.rows], settings.budgets, settings.spec)
@@ -117,6 +119,14 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
         write_json_atomic(out / "manifest.json", manifest)
         _remove_shards(out)
     return verdict
+
+
+def _has_gradients(pool: Pool) -> bool:
+    """Measured in a worker: the function may hang or die, and then the survey is to say so."""
+    try:
+        return pool.call(has_gradients)
+    except LostError:
+        return True
 
 
 def _remove_shards(out: Path) -> None:

@@ -70,7 +70,7 @@ def _plainer(case: Case) -> list[dict[str, object]]:
     mask = case.mask
     steps: list[dict[str, object]] = [{"mask": MaskRecipe()}]
     steps += [
-        {"mask": replace(mask, **part)}  # type: ignore[arg-type]
+        {"mask": replace(mask, **part)}
         for part in ({"boolean": None}, {"bias": None}, {"key_lengths": False}, {"window": None}, {"causal": False},
                      {"alignment": "top-left"})
     ]  # fmt: skip

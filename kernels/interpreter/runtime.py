@@ -70,7 +70,8 @@ class CpuDriver(DriverBase):  # type: ignore[misc]  # triton is untyped
         return torch.cpu
 
     def get_device_capability(self, _device: int = 0) -> tuple[int, int]:
-        return divmod(TARGET.arch, 10)
+        major, minor = divmod(int(TARGET.arch), 10)
+        return major, minor
 
     def get_benchmarker(self) -> Any:
         """Nothing is timed here: every configuration ties, so the autotuner takes its first."""

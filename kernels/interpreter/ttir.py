@@ -44,7 +44,7 @@ class Location:
     def user_frame(self) -> tuple[str, int] | None:
         """The innermost frame outside Triton's own library."""
         outside = [f for f in self.frames if "/triton/language/" not in f[0]]
-        return (outside or list(self.frames) or [None])[0]
+        return next(iter(outside or self.frames), None)
 
     def __str__(self) -> str:
         frame = self.user_frame()
