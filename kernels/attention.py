@@ -53,11 +53,12 @@ def block_d(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def default_tiles(head_dim: int, device: torch.device) -> tuple[int, int]:
+def default_tiles(head_dim: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
     """(BLOCK_M, BLOCK_N).  Interpreted kernels take small tiles, so that short sequences still cross tile edges."""
     if device.type == "cpu":
         return 32, 32
-    return (128, 64) if head_dim <= 64 else (64, 64) if head_dim <= 128 else (64, 32)
+    width = block_d(head_dim) * dtype.itemsize  # bytes of a tile's row: shared memory is what limits a tile
+    return (128, 64) if width <= 128 else (64, 64) if width <= 256 else (64, 32) if width <= 512 else (32, 32)
 
 
 def _grid(length: int, block: int, heads: int, batch: int) -> tuple[int, int, int]:
@@ -179,7 +180,7 @@ def attention(
         diagonal=N - M if alignment == "bottom-right" else 0,
         left=left,
         right=right,
-        tiles=default_tiles(D, query.device) if tiles is None else tiles,
+        tiles=default_tiles(D, query.dtype, query.device) if tiles is None else tiles,
     )
     o, lse = FlashAttention.apply(query, key, value, launch)  # type: ignore[no-untyped-call]
     del enable_gqa

@@ -76,7 +76,7 @@ def flash_forward(
         m_i = m_new
 
     seen = l_i > 0.0
-    o_tile = acc / tl.where(seen, w_i, 1.0)[:, None]
+    o_tile = tl.div_rn(acc, tl.where(seen, w_i, 1.0)[:, None])  # `/` may be off by an ulp on a GPU
     store_tile(o, o_tile, offs_m, offs_d, stride_om, stride_od, M, HEAD_DIM)
     lse_tile = tl.where(seen, m_i + tl.log2(l_i), float("-inf"))
     tl.store(lse + offs_m.to(tl.int64) * stride_lm, lse_tile, mask=offs_m < M)

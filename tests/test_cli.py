@@ -1,4 +1,4 @@
-"""The command line from end to end: the installed `flashproof`, its exit codes, its one line, and what it leaves behind."""
+"""The command line from end to end: the installed `flashproof`, its exit codes, its one line, what it leaves behind."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from flashproof.reports.record import Row, Run, load
 FLASHPROOF = str(Path(sys.executable).with_name("flashproof"))
 PASS, FAIL, INTERRUPTED, INTERNAL, USAGE, NOTHING = range(6)
 IN_CI = ("CI", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "FLASHPROOF_DEBUG")
+Done = subprocess.CompletedProcess[str]
 SMALL = ("--workers", "1", "--budgets", "small.toml")
 
 # Every function here computes the same attention, and does one thing besides.  A wide query (M > 120) is the rare kind
@@ -85,7 +86,7 @@ def refuses(query):
 
 @then
 def wrong_in_many_ways(query, out):  # one way for each head dimension
-    ways = {8: lambda: out[..., :-1], 32: out.double, 128: lambda: "attention", 3: lambda: out.to("meta"), 64: out.detach}
+    ways = {8: lambda: out[..., :-1], 32: out.double, 128: lambda: "out", 3: lambda: out.to("meta"), 64: out.detach}
     return ways.get(query.shape[3], lambda: out)()
 
 
@@ -127,6 +128,8 @@ def rude(query, out):
     print("NOISE")
     print("NOISE", file=sys.stderr)
     os.write(1, b"NOISE")
+    if query.shape[2] <= 120:
+        return out
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
     torch.set_num_threads(2)
@@ -185,14 +188,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def flashproof(*arguments: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def flashproof(*arguments: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Done:
     return subprocess.run(
         [FLASHPROOF, *map(str, arguments)], cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True,
         timeout=300, check=False,
     )  # fmt: skip
 
 
-def assert_refused(done: subprocess.CompletedProcess[str], *says: str) -> None:
+def assert_refused(done: Done, *says: str) -> None:
     """A usage error: exit code 4 and one line that says what is wrong and what to do."""
     assert done.returncode == USAGE, done.stderr
     assert done.stdout == ""
@@ -203,7 +206,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], *says: str) -> None:
         assert what in done.stderr
 
 
-def assert_tidy(done: subprocess.CompletedProcess[str], code: int) -> None:
+def assert_tidy(done: Done, code: int) -> None:
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "internal error" not in done.stderr
@@ -226,10 +229,9 @@ def by_case(run: Run) -> list[Row]:
     [
         ("def attention(:\n", "SyntaxError"),
         ("raise ValueError('bad\\nnews')\n", "ValueError: bad news"),
-        ("import sys\nsys.exit(0)\n", "SystemExit"),
         ("import no_such_package\n", "No module named 'no_such_package'; install that"),
     ],
-    ids=["syntax", "raises", "exits", "missing-import"],
+    ids=["syntax", "raises", "missing-import"],
 )
 def test_file_that_does_not_import(place: Path, content: str, says: str) -> None:
     (place / "bad.py").write_text(content)
@@ -253,11 +255,6 @@ def test_file_that_does_not_import(place: Path, content: str, says: str) -> None
 def test_implementation_that_cannot_be_used(place: Path, spec: str, says: tuple[str, ...]) -> None:
     assert_refused(flashproof("verify", spec), *says)
     assert not list(place.glob("flashproof-run*"))
-
-
-def test_module_in_the_current_folder() -> None:
-    done = flashproof("replay", json.dumps(CASE), "kernels:attention")
-    assert_tidy(done, PASS)
 
 
 def test_file_that_imports_only_in_the_main_process(place: Path) -> None:
@@ -292,7 +289,8 @@ def test_raises_always_and_tells_github(place: Path) -> None:
     assert [line for line in done.stdout.splitlines() if line.startswith("::error title=flashproof%3A returns::")]
     again = flashproof("replay", json.dumps(run.findings[0].case), "kernels.py:raises")
     assert_tidy(again, FAIL)
-    script = subprocess.run([sys.executable, "run/findings/001.py"], capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "run/findings/001.py"]
+    script = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (script.returncode, script.stdout) == (1, "the function raised RuntimeError: boom\n")
 
 
@@ -379,10 +377,14 @@ def test_rudeness_disturbs_nothing(place: Path, whole: Path) -> None:
     assert_tidy(done, PASS)
     assert "NOISE" not in done.stdout + done.stderr
 
-    def numbers(run: Run) -> dict[tuple[str, str | None], str]:
-        return {(r.case_id, r.tensor): repr(replace(r, seconds=None)) for r in run.rows if r.phase == "survey"}
-
-    assert numbers(load(place / "run")) == numbers(load(whole))
+    rude, polite = (
+        [replace(r, seconds=None) for r in load(run).rows if r.phase == "survey"] for run in (place / "run", whole)
+    )
+    assert [r.case_id for r in rude] == [r.case_id for r in polite]
+    others = [(mine, usual) for mine, usual in zip(rude, polite, strict=True) if (usual.M or 0) <= 120]
+    assert 0 < len(others) < len(rude)
+    for mine, usual in others:  # as text: NaN is not equal to itself
+        assert repr(mine) == repr(usual)
 
 
 # ------------------------------------------------------------------------------------------------ budgets
@@ -458,9 +460,8 @@ def test_the_exit_code_outlives_a_closed_pipe(whole: Path) -> None:
         Path("large.toml").write_text("[coverage]\nmin_cases = 1000\n")
         read, write = os.pipe()
         os.close(read)
-        done = subprocess.run(
-            [FLASHPROOF, "gate", whole, "--budgets", budgets], stdout=write, stderr=subprocess.PIPE, timeout=120, check=False
-        )
+        command = [FLASHPROOF, "gate", whole, "--budgets", budgets]
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=120, check=False)
         os.close(write)
         assert (done.returncode, done.stderr) == (code, b"")
 
@@ -479,7 +480,7 @@ def test_out_that_cannot_be_written(place: Path, out: str) -> None:
 
 def test_out_that_holds_a_run(place: Path, whole: Path) -> None:
     shutil.copytree(whole, place / "run")
-    own = {"notes.txt": b"mine", "findings/notes.py": b"mine", "findings/1.json": b"mine"}
+    own = {"notes.txt": b"mine", "findings/notes.py": b"mine"}
     (place / "run" / "findings").mkdir(exist_ok=True)
     for name, content in {**own, "findings/007.json": b"of the old run", "findings/007.py": b"of the old run"}.items():
         (place / "run" / name).write_bytes(content)
@@ -551,7 +552,7 @@ def test_replay_of_what_is_no_case(place: Path, case: str, says: str) -> None:
 
 def test_replay(place: Path) -> None:
     (place / "case.json").write_text(json.dumps(CASE))
-    good = flashproof("replay", "case.json", "kernels.py:attention")
+    good = flashproof("replay", "case.json", "kernels:attention")  # a module of the current folder
     assert_tidy(good, PASS)
     assert "pass all" in good.stdout
     bad = flashproof("replay", "case.json", "kernels.py:imprecise")
@@ -565,10 +566,18 @@ def test_replay(place: Path) -> None:
 # ------------------------------------------------------------------------------------------------ interruption
 
 
-def _interrupted(arguments: tuple[str, ...], until: Callable[[], bool], *signals: signal.Signals) -> subprocess.CompletedProcess[str]:
+def _running(group: int) -> list[str]:
+    """The processes of a group, but for those that only wait to be buried."""
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    fields = [(stat, stat.rpartition(")")[2].split()) for stat in stats]
+    return [stat for stat, (state, _, own, *_) in fields if int(own) == group and state != "Z"]
+
+
+def _interrupted(arguments: tuple[str, ...], until: Callable[[], bool], *signals: signal.Signals) -> Done:
     """The command, with signals to its whole process group as soon as `until` holds: what a terminal's Ctrl-C does."""
     command = [FLASHPROOF, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
         while not until():
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
@@ -576,8 +585,10 @@ def _interrupted(arguments: tuple[str, ...], until: Callable[[], bool], *signals
             os.killpg(process.pid, number)
             time.sleep(0.01)
         out, err = process.communicate(timeout=120)
-    with pytest.raises(ProcessLookupError):  # nothing of the group is left running
-        os.killpg(process.pid, 0)
+    deadline = time.monotonic() + 20  # multiprocessing's own helper ends by itself, a little later
+    while _running(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _running(process.pid), "processes were left behind"
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 

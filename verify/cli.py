@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from . import interrupts
-from .problems import FAIL, INTERNAL, INTERRUPTED, NOTHING, PASS, USAGE, FlashproofError, InterruptedRunError, UsageError
+from .problems import FAIL, INTERNAL, INTERRUPTED, NOTHING, PASS, USAGE
+from .problems import FlashproofError, InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
     from ..reports.record import Run
@@ -36,16 +37,27 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     return apply
 
 
-_device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-_case_limit_option = click.option("--case-limit", type=click.FloatRange(0.1), default=None, help="Seconds after which a kernel is killed. [default: the profile's]")
+_folder = click.Path(path_type=Path)
+_device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+_budgets_option = click.option(
+    "--budgets", "budgets_file", type=_folder, default=None, help="TOML file that overrides the default budgets."
+)
+_case_limit_option = click.option(
+    "--case-limit", type=click.FloatRange(0.1), default=None,
+    help="Seconds after which a kernel is killed. [default: the profile's]",
+)  # fmt: skip
 _measuring = _options(
-    click.option("--profile", type=click.Choice(["quick", "ci", "deep"]), default="quick", show_default=True, help="How much to measure."),
-    click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for the record. [default: flashproof-run-IMPL]"),
-    click.option("--budgets", "budgets_file", type=click.Path(path_type=Path), default=None, help="TOML file that overrides the default budgets."),
+    click.option("--profile", type=click.Choice(["quick", "ci", "deep"]), default="quick", show_default=True,
+                 help="How much to measure."),
+    click.option("--out", type=_folder, default=None, help="Folder for the record. [default: flashproof-run-IMPL]"),
+    _budgets_option,
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the survey and the hunt."),
     click.option("--workers", type=click.IntRange(1), default=None, help="Processes. [default: one per core]"),
     click.option("--cases", type=click.IntRange(1), default=None, help="Of the survey. [default: the profile's]"),
-    click.option("--examples", type=click.IntRange(0), default=None, help="Of the hunt, per dtype. [default: the profile's]"),
+    click.option("--examples", type=click.IntRange(0), default=None,
+                 help="Of the hunt, per dtype. [default: the profile's]"),
     _device_option,
     _case_limit_option,
     click.option("--force", is_flag=True, help="Replace a run that is already in the folder."),
@@ -129,7 +141,7 @@ def _device(device: str) -> str:
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no CUDA device here; use --device cpu, which interprets Triton kernels")
+        raise UsageError("--device cuda: torch sees no CUDA device; use --device cpu, which interprets Triton kernels")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
@@ -171,10 +183,10 @@ def _replace(path: Path, text: str) -> None:
 
 
 @cli.command()
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--budgets", "budgets_file", type=click.Path(path_type=Path), default=None, help="TOML file that overrides the default budgets.")
+@click.argument("run_folder", metavar="RUN", type=_folder)
+@_budgets_option
 def gate(run_folder: Path, budgets_file: Path | None) -> None:
-    """Judge a recorded run against budgets; writes nothing.  A run that was interrupted can fail, but it cannot pass."""
+    """Judge a recorded run against budgets; writes nothing.  A run that was interrupted may fail, but cannot pass."""
     from ..reports import record
     from . import budgets
     from .console import Console
@@ -182,18 +194,22 @@ def gate(run_folder: Path, budgets_file: Path | None) -> None:
 
     limits = budgets.load(budgets_file)
     loaded = record.load(run_folder)
-    judgement = judge(loaded.rows, limits, loaded.manifest.implementation, loaded.verdict.not_covered)
-    verdict = verdict_of(judgement, loaded.findings, loaded.manifest.implementation, limits, loaded.rows, loaded.verdict.seconds)
+    name = loaded.manifest.implementation
+    judgement = judge(loaded.rows, limits, name, loaded.verdict.not_covered)
+    verdict = verdict_of(judgement, loaded.findings, name, limits, loaded.rows, loaded.verdict.seconds)
     Console().verdict(verdict, run_folder)
     code = _VERDICT_CODES[verdict.verdict]
     if loaded.manifest.interrupted and code == PASS:
-        raise InterruptedRunError(f"{run_folder} was interrupted: what was measured passes, but it is not the whole; run it again")
+        raise InterruptedRunError(
+            f"{run_folder} was interrupted: what was measured passes, but it is not the whole; run it again"
+        )
     sys.exit(code)
 
 
 @cli.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=None, help="HTML file. [default: RUN/report.html of the first]")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=_folder)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=None,
+              help="HTML file. [default: RUN/report.html of the first]")  # fmt: skip
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Records to one HTML report; several runs stand side by side."""
     from ..reports import html, record
@@ -294,7 +310,7 @@ def main() -> None:
     from ..reports.record import RecordError
 
     interrupts.heed_termination()
-    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.devnull)  # else it leaves a .hypothesis in the user's folder
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.devnull)  # else it leaves a folder where the user is
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as e:
@@ -311,10 +327,11 @@ def main() -> None:
     except BrokenPipeError:  # nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(PASS)
-    except Exception as e:  # noqa: BLE001
+    except Exception as e:  # noqa: BLE001  (an error of ours is one line as well)
         if os.environ.get("FLASHPROOF_DEBUG"):
             traceback.print_exc()
-        _end(f"internal error: {type(e).__name__}: {e} (set FLASHPROOF_DEBUG=1 for the traceback, and please report it)", INTERNAL)
+        what = f"internal error: {type(e).__name__}: {e}"
+        _end(f"{what} (set FLASHPROOF_DEBUG=1 for the traceback, and please report it)", INTERNAL)
 
 
 def _end(message: str, code: int) -> NoReturn:

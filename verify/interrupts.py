@@ -17,7 +17,7 @@ def heed_termination() -> None:
 
 @contextmanager
 def blocked() -> Iterator[None]:
-    """Threads and processes that start in here never see a SIGINT: they inherit the mask, from their first instruction."""
+    """Threads and processes that start in here never see a SIGINT: they inherit the mask from the first moment."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

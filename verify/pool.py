@@ -47,8 +47,8 @@ def prepare(spec: str, device: str) -> Implementation:
     return load(spec)
 
 
-def _initialise(spec: str, device: str, quiet: bool) -> None:  # noqa: FBT001
-    global _implementation, _device  # noqa: PLW0603  (one implementation per worker process)
+def _initialise(spec: str, device: str, quiet: bool) -> None:
+    global _implementation, _device  # one implementation per worker process
     if quiet:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
@@ -97,7 +97,8 @@ class Pool:
         """After a worker died between two cases, which pebble takes for the end of the pool."""
         self._restarts += 1
         if self._restarts > _RESTARTS:
-            raise FlashproofError(f"worker processes of {self._initial[0]} keep dying between cases; try one: flashproof replay")
+            name = self._initial[0]
+            raise FlashproofError(f"worker processes of {name} keep dying between cases; try one with flashproof replay")
         self.stop()
         self._pool = self._started()
 
@@ -120,7 +121,8 @@ class Pool:
                     if not pending:
                         return
                     done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                    if any(isinstance(f.exception(), BrokenProcessPool) for f in done):  # no case's fault: all of them again
+                    if any(isinstance(f.exception(), BrokenProcessPool) for f in done):
+                        # no case's fault: all of them again
                         source = chain(list(pending.values()), source)
                         pending.clear()
                         continue
@@ -156,7 +158,8 @@ class Pool:
         try:
             result: Result = future.result()
         except TimeoutError:
-            return lost(case, phase, "timeout", f"no result within {self.limit:g} s; the process was killed", self.limit)
+            message = f"no result within {self.limit:g} s; the process was killed"
+            return lost(case, phase, "timeout", message, self.limit)
         except pebble.ProcessExpired as e:
             return lost(case, phase, "crashed", f"the process died: {_death(e.exitcode)}", 0.0)
         except FlashproofError:  # the worker could not be made ready; nothing to do with this case

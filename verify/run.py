@@ -58,7 +58,8 @@ def prepare_folder(out: Path, *, force: bool) -> None:
             raise UsageError(f"{out} is a file; give a folder with --out")
         present = _files_of_run(out)
         if present and not force:
-            raise UsageError(f"{out} already holds a run ({present[0].name}); use another --out, or --force to replace it")
+            held = present[0].name
+            raise UsageError(f"{out} already holds a run ({held}); use another --out, or --force to replace it")
         for path in present:
             path.unlink()
         out.mkdir(parents=True, exist_ok=True)
@@ -212,7 +213,7 @@ def _manifest(settings: Settings, implementation: Implementation) -> Manifest:
     for name in names:
         try:
             versions[name] = version(name)
-        except Exception:  # noqa: BLE001, S112  (a package that is not installed has no version)
+        except Exception:  # noqa: BLE001  (a package that is not installed has no version)
             continue
     profile = asdict(settings.profile)
     return Manifest(
@@ -235,7 +236,7 @@ def _cpu() -> str:
 
 def _git() -> Git | None:
     def ask(*args: str) -> str:
-        return subprocess.run(["git", *args], capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603, S607
+        return subprocess.run(["git", *args], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
         return Git(commit=ask("rev-parse", "HEAD"), dirty=bool(ask("status", "--porcelain", "-uno")))
