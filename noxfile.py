@@ -44,7 +44,8 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types with mypy, strictly."""
-    install(session, "types")
+    # not editable: an import hook is what mypy cannot follow
+    session.install(*CONSTRAINTS, ".", *nox.project.dependency_groups(PYPROJECT, "types"))
     session.run("mypy", *session.posargs)
 
 
