@@ -58,7 +58,9 @@ def build(session: nox.Session) -> None:
     session.install(*CONSTRAINTS, "--force-reinstall", "--no-deps", "--find-links", "dist", "--no-index", "flashproof")
     session.install(*CONSTRAINTS, *PYPROJECT["project"]["dependencies"])
     session.chdir(session.create_tmp())
-    session.run("flashproof", "replay", '{"B":1,"H":1,"HK":1,"M":5,"N":7,"D":8,"dtype":"fp16","regime":"normal","seed":0}')
+    session.run(
+        "flashproof", "replay", '{"B":1,"H":1,"HK":1,"M":5,"N":7,"D":8,"dtype":"fp16","regime":"normal","seed":0}'
+    )
 
 
 @nox.session(default=False)

@@ -66,7 +66,7 @@ def _grid(length: int, block: int, heads: int, batch: int) -> tuple[int, int, in
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, launch: Launch) -> tuple[Tensor, Tensor]:
-    """q [B, H, M, D], k and v [B, HK, N, D] -> o [B, H, M, D] in q's dtype, lse [B, H, M] in fp32, base 2."""
+    """Q [B, H, M, D], k and v [B, HK, N, D] -> o [B, H, M, D] in q's dtype, lse [B, H, M] in fp32, base 2."""
     B, H, M, _ = q.shape
     o = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
@@ -104,8 +104,8 @@ def backward(
     if dk.numel() > 0:
         backward_dkdv[_grid(N, launch.tiles[1], HK, B)](
             q, k, v, do, mask, lengths, lse, delta, dk, dv,
-            *q.stride(), *k.stride(), *v.stride(), *do.stride(), *mask_strides, *lse.stride(), *dk.stride(), *dv.stride(),
-            **common,
+            *q.stride(), *k.stride(), *v.stride(), *do.stride(), *mask_strides, *lse.stride(),
+            *dk.stride(), *dv.stride(), **common,
         )  # fmt: skip
     return dq, dk, dv
 
@@ -114,7 +114,7 @@ class FlashAttention(torch.autograd.Function):
     """Flash attention with its hand-written backward; the LSE is differentiable too."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, launch: Launch) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, launch: Launch) -> tuple[Tensor, Tensor]:
         o, lse2 = forward(q, k, v, launch)
         ctx.save_for_backward(q, k, v, o, lse2)
         ctx.launch = launch
@@ -122,7 +122,7 @@ class FlashAttention(torch.autograd.Function):
         return o, lse2 * LN2
 
     @staticmethod
-    def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: D102
+    def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, o, lse2 = ctx.saved_tensors
         do = torch.zeros_like(o) if do is None else do
         return *backward(q, k, v, o, lse2, do, dlse, ctx.launch), None

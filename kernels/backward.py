@@ -7,7 +7,7 @@ Two kernels, one over tiles of keys (dK, dV) and one over tiles of queries (dQ):
 the same bits.  With grouped-query heads the first sums over the heads of a group inside the kernel.
 """
 
-# ruff: noqa: ANN001, ANN201, N803, PLR0913
+# ruff: noqa: ANN001, ANN201
 # mypy: ignore-errors
 
 import triton
@@ -68,7 +68,7 @@ def backward_dkdv(
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_LENGTHS: tl.constexpr, MASK_KIND: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of one tile of BLOCK_N keys of one key/value head.  Grid: (tiles of N, HK, B)."""
+    """DK and dV of one tile of BLOCK_N keys of one key/value head.  Grid: (tiles of N, HK, B)."""
     start_n = tl.program_id(0) * BLOCK_N
     hk = tl.program_id(1).to(tl.int64)
     b = tl.program_id(2).to(tl.int64)
@@ -83,7 +83,7 @@ def backward_dkdv(
     v_tile = load_tile(v + b * stride_vb + hk * stride_vh, offs_n, offs_d, stride_vn, stride_vd, keys, HEAD_DIM)
     dk_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    for g in range(0, GROUP):
+    for g in range(GROUP):
         h = hk * GROUP + g
         for start_m in range(low, high, BLOCK_M):
             offs_m = start_m + tl.arange(0, BLOCK_M)
@@ -97,7 +97,9 @@ def backward_dkdv(
             pointers = delta + b * stride_lb + h * stride_lh + offs_m.to(tl.int64) * stride_lm
             ds = p * (dp - tl.load(pointers, mask=offs_m < M, other=0.0)[:, None])
             dk_tile = tl.dot(tl.trans(ds.to(q.dtype.element_ty)), q_tile, dk_tile, input_precision="ieee")
-    store_tile(dk + b * stride_dkb + hk * stride_dkh, dk_tile * scale, offs_n, offs_d, stride_dkn, stride_dkd, N, HEAD_DIM)
+    store_tile(
+        dk + b * stride_dkb + hk * stride_dkh, dk_tile * scale, offs_n, offs_d, stride_dkn, stride_dkd, N, HEAD_DIM
+    )
     store_tile(dv + b * stride_dvb + hk * stride_dvh, dv_tile, offs_n, offs_d, stride_dvn, stride_dvd, N, HEAD_DIM)
 
 
@@ -115,7 +117,7 @@ def backward_dq(
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_LENGTHS: tl.constexpr, MASK_KIND: tl.constexpr,
 ):  # fmt: skip
-    """dQ of one tile of BLOCK_M queries of one head.  Grid: (tiles of M, H, B)."""
+    """DQ of one tile of BLOCK_M queries of one head.  Grid: (tiles of M, H, B)."""
     start_m = tl.program_id(0) * BLOCK_M
     h = tl.program_id(1).to(tl.int64)
     b = tl.program_id(2).to(tl.int64)
@@ -144,4 +146,6 @@ def backward_dq(
         dp = tl.dot(do_tile, tl.trans(v_tile), input_precision="ieee")  # [BLOCK_M, BLOCK_N]
         ds = p * (dp - delta_tile[:, None])
         dq_tile = tl.dot(ds.to(k.dtype.element_ty), k_tile, dq_tile, input_precision="ieee")
-    store_tile(dq + b * stride_dqb + h * stride_dqh, dq_tile * scale, offs_m, offs_d, stride_dqm, stride_dqd, M, HEAD_DIM)
+    store_tile(
+        dq + b * stride_dqb + h * stride_dqh, dq_tile * scale, offs_m, offs_d, stride_dqm, stride_dqd, M, HEAD_DIM
+    )

@@ -9,7 +9,7 @@ Two choices make it more accurate than the usual kernel at next to no cost:
    the weights' total; the log-sum-exp comes from `l_i`, the sum before rounding, and stays accurate to fp32.
 """
 
-# ruff: noqa: ANN001, ANN201, N803, PLR0913
+# ruff: noqa: ANN001, ANN201
 # mypy: ignore-errors
 
 import triton

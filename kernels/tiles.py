@@ -5,7 +5,7 @@ Vocabulary: `B` batch, `H` query heads, `HK` key/value heads, `M` queries, `N` k
 """
 
 # triton.jit functions cannot be annotated with Python types, and their names follow the field's.
-# ruff: noqa: ANN001, ANN201, N803
+# ruff: noqa: ANN001, ANN201
 # mypy: ignore-errors
 
 import triton

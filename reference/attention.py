@@ -144,7 +144,7 @@ def softmax(s: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def contract(w: Tensor, x: Tensor, seen: Tensor | None) -> Tensor:
-    """w [.., a, b] @ x [.., b, D], in which a hidden pair contributes nothing even if x is NaN or Inf.
+    """W [.., a, b] @ x [.., b, D], in which a hidden pair contributes nothing even if x is NaN or Inf.
 
     seen: bool like w, or None when x is known to be finite. IEEE has 0 * Inf = NaN, so that a zero weight
     does not hide a value: the finite part goes through the matrix product, the few rows of x with a
@@ -167,4 +167,5 @@ def seen(visible: Tensor, p: Tensor, k: Tensor) -> Tensor:
 
 
 def all_finite(*tensors: Tensor) -> bool:
+    """Whether no element of any tensor is NaN or infinite."""
     return all(bool(torch.isfinite(x).all()) for x in tensors)

@@ -9,9 +9,7 @@ from torch import Tensor
 from .attention import Forward, check_shapes, group, row_blocks, ungroup
 from .masks import Mask
 
-_BLOCK_BYTES = (
-    4 * 2**20
-)  # one float64 [B, H, rows, N]: some fifty of them are made, so they should stay in cache
+_BLOCK_BYTES = 4 * 2**20  # one float64 [B, H, rows, N]: some fifty of them are made, so they should stay in cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,5 +71,5 @@ def blocks(
 
 
 def clean(x: Tensor) -> Tensor:
-    """x in float64, 0 for NaN and Inf: where a visible pair holds one, the truth itself is not finite."""
+    """X in float64, 0 for NaN and Inf: where a visible pair holds one, the truth itself is not finite."""
     return x.double().nan_to_num(0.0, 0.0, 0.0)

@@ -135,7 +135,7 @@ def _weights(products: arb_mat, visible: Tensor, bias: Tensor, scale: float) -> 
 
 
 def _score_gradient(p: arb_mat, dp: arb_mat) -> arb_mat:
-    """dS = P * (dP - rowsum(P * dP)), M x N."""
+    """DS = P * (dP - rowsum(P * dP)), M x N."""
     M, N = p.nrows(), p.ncols()
     ds = []
     for i in range(M):

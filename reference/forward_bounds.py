@@ -104,9 +104,7 @@ def output_error(b: Block, w: Weights, c: Setting) -> tuple[Tensor, Tensor]:
         lost = lost | (sums * 2.0**a.max_lag >= HUGE32)
     error = torch.where(lost, torch.inf, error)
 
-    moved = torch.where(
-        worst < 1.0, torch.maximum(w.high.log(), -w.low.log()), worst
-    )  # never beyond the worst
+    moved = torch.where(worst < 1.0, torch.maximum(w.high.log(), -w.low.log()), worst)  # never beyond the worst
     shift = moved - torch.log1p(-chi_i.clamp(max=1.0))
     size = b.lse.abs() + b.m.abs() + l.log().abs()
     lse_error = shift + U32 * (12 if a.split else 6) * size + 4 * TINY32

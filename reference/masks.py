@@ -47,9 +47,7 @@ class Mask:
         if lengths is not None and (lengths.dtype != torch.int64 or lengths.ndim != 1):
             raise ValueError("key_lengths must be an int64 tensor of shape [B]")
 
-    def rows(
-        self, start: int, stop: int, M: int, N: int, device: torch.device
-    ) -> tuple[Tensor, Tensor | None]:
+    def rows(self, start: int, stop: int, M: int, N: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Query rows start..stop-1 of M, against all N keys.
 
         Returns (visible, bias): visible is bool, bias float64 or None, each broadcastable to

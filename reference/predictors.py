@@ -146,7 +146,7 @@ class _Setting:
         return int(math.frexp(abs(self.scale))[0] in (0.0, 0.5))
 
     def mix(self, w: Tensor, x: Tensor) -> Tensor:
-        """w [B, H, r, N] @ x [B, HK, N, X] -> [B, H, r, X]."""
+        """W [B, H, r, N] @ x [B, HK, N, X] -> [B, H, r, X]."""
         return ungroup(group(w, self.k) @ x, w)
 
 
@@ -219,9 +219,7 @@ class _Moved:
 
     @classmethod
     def by(cls, b: Block, var_s: Tensor, c: _Setting) -> "_Moved":
-        pp, ps, ss = (
-            (var_s * x * y).sum(-1, keepdim=True) for x, y in ((b.p, b.p), (b.p, b.ds), (b.ds, b.ds))
-        )
+        pp, ps, ss = ((var_s * x * y).sum(-1, keepdim=True) for x, y in ((b.p, b.p), (b.p, b.ds), (b.ds, b.ds)))
         stored = _LOG_UNIFORM * U32**2 * b.lse.square() if c.a.recomputed else 0.0
         return cls(b, c, var_s, pp + stored, ps, ss)
 

@@ -28,9 +28,7 @@ class Opinion:
     dv: Numbers
 
 
-def second_opinion(
-    q: Tensor, k: Tensor, v: Tensor, do: Tensor, mask: Mask, scale: float, digits: int = 50
-) -> Opinion:
+def second_opinion(q: Tensor, k: Tensor, v: Tensor, do: Tensor, mask: Mask, scale: float, digits: int = 50) -> Opinion:
     """Attention and its gradients on exactly these inputs, to about `digits` decimal digits."""
     with mpmath.workdps(digits):
         return _attention(_numbers(q), _numbers(k), _numbers(v), _numbers(do), mask, mpmath.mpf(scale))

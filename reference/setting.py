@@ -60,15 +60,15 @@ class Setting:
         return 1.01 * rounded + TINY32 * abs(self.scale)
 
     def mix(self, w: Tensor, x: Tensor) -> Tensor:
-        """w [B, H, r, N] @ x [B, HK, N, X] -> [B, H, r, X]."""
+        """W [B, H, r, N] @ x [B, HK, N, X] -> [B, H, r, X]."""
         return ungroup(group(w, self.k) @ x, w)
 
     def transposed(self, w: Tensor, x: Tensor) -> Tensor:
-        """w [B, H, r, N]^T @ x [B, H, r, X], summed over the heads of a group -> [B, HK, N, X]."""
+        """W [B, H, r, N]^T @ x [B, H, r, X], summed over the heads of a group -> [B, HK, N, X]."""
         return group(w, self.k).mT @ group(x, self.k)
 
     def products(self, x: Tensor, y: Tensor) -> Tensor:
-        """x [B, H, r, D] @ y [B, HK, N, D]^T -> [B, H, r, N]."""
+        """X [B, H, r, D] @ y [B, HK, N, D]^T -> [B, H, r, N]."""
         return ungroup(group(x, self.k) @ y.mT, x)
 
     def per_key(self, x: Tensor) -> Tensor:
@@ -81,5 +81,5 @@ class Setting:
 
 
 def or_inf(x: Tensor) -> Tensor:
-    """inf instead of NaN: nothing can be promised there."""
+    """Inf instead of NaN: nothing can be promised there."""
     return x.nan_to_num(nan=torch.inf, posinf=torch.inf)

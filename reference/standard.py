@@ -30,10 +30,8 @@ Softmax = Literal["rounded", "fp32"]
 Rounding = Callable[[Tensor], Tensor]  # fp32 -> fp32
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, softmax: Softmax = "rounded"
-) -> Forward:
-    """o [B, H, M, D] in q.dtype; lse [B, H, M] in fp32, of the scores as rounded.
+def forward(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, softmax: Softmax = "rounded") -> Forward:
+    """O [B, H, M, D] in q.dtype; lse [B, H, M] in fp32, of the scores as rounded.
 
     Raises ValueError when the shapes do not fit together.
     """

@@ -72,10 +72,7 @@ def _page(runs: Sequence[Run], budget: _Budget) -> str:
     drawn = {
         "series": [[s.label, s.kind, s.key] for s in groups.series],
         "panels": groups.panels,
-        **{
-            name: _compact(found, groups.panels, curves=name == "ecdf")
-            for name, found in distributions.items()
-        },
+        **{name: _compact(found, groups.panels, curves=name == "ecdf") for name, found in distributions.items()},
         "ulp": [[groups.panels.index(u.panel), u.series, *map(_short, u.shares)] for u in ulps],
         "cells": cells,
         **_scatter(runs, choice, groups.panels),
@@ -147,12 +144,7 @@ def _view(run: Run, name: str, budget: _Budget, share: int) -> _View:
 
 def _worst_cells(runs: Sequence[Run], limit: int = 24) -> list[dict[str, object]]:
     """The cells that are failed, or closest to it, of all runs."""
-    cells = [
-        (index, cell)
-        for index, run in enumerate(runs)
-        for cell in run.verdict.cells
-        if cell.ratio is not None
-    ]
+    cells = [(index, cell) for index, run in enumerate(runs) for cell in run.verdict.cells if cell.ratio is not None]
     cells.sort(key=lambda item: overview.closeness(item[1]), reverse=True)
     return [
         {

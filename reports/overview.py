@@ -168,18 +168,13 @@ def coverage(run: Run) -> Coverage:
     masks = order([mask for _, mask, _, _ in found], ("none",))
     regimes = order([regime for _, _, regime, _ in found], ("normal",))
     counts: dict[tuple[str, str | None, str | None, bool], int] = Counter(
-        (dtype, m, r, hunt)
-        for dtype, mask, regime, hunt in found
-        for m in (mask, None)
-        for r in (regime, None)
+        (dtype, m, r, hunt) for dtype, mask, regime, hunt in found for m in (mask, None) for r in (regime, None)
     )
 
     def seen(dtype: str, mask: str | None, regime: str | None) -> Seen:
         return counts[dtype, mask, regime, False], counts[dtype, mask, regime, True]
 
-    rows = [
-        (dtype, mask, [seen(dtype, mask, regime) for regime in regimes]) for dtype in dtypes for mask in masks
-    ]
+    rows = [(dtype, mask, [seen(dtype, mask, regime) for regime in regimes]) for dtype in dtypes for mask in masks]
     return Coverage(
         dtypes=dtypes,
         by_regime=[(regime, [seen(dtype, None, regime) for dtype in dtypes]) for regime in regimes],

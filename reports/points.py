@@ -86,9 +86,7 @@ def _round_robin(points: Sequence[Point]) -> Iterator[Point]:
     strata: dict[tuple[object, ...], list[Point]] = defaultdict(list)
     for point in points:
         strata[point.run, point.row.tensor, point.row.dtype, point.row.regime].append(point)
-    queues = [
-        sorted(stratum, key=_shuffled) for _, stratum in sorted(strata.items(), key=lambda x: str(x[0]))
-    ]
+    queues = [sorted(stratum, key=_shuffled) for _, stratum in sorted(strata.items(), key=lambda x: str(x[0]))]
     for rank in range(max((len(queue) for queue in queues), default=0)):
         for queue in queues:
             if rank < len(queue):

@@ -197,11 +197,7 @@ def load(folder: Path) -> Run:
     manifest = _read(folder / "manifest.json", Manifest, versioned=True)
     rows = _rows(folder)
     judged = (folder / "verdict.json").is_file()
-    verdict = (
-        _read(folder / "verdict.json", Verdict, versioned=True)
-        if judged
-        else _unjudged(folder, manifest, rows)
-    )
+    verdict = _read(folder / "verdict.json", Verdict, versioned=True) if judged else _unjudged(folder, manifest, rows)
     findings = tuple(
         _read(path, Finding).model_copy(update={"name": path.stem})
         for path in sorted((folder / "findings").glob("*.json"))
@@ -259,8 +255,7 @@ def _refuse_newer(path: Path, value: object) -> None:
         raise RecordError(f"{path} has no schema number: it was not written by flashproof")
     if schema > SCHEMA:
         raise RecordError(
-            f"{path}: this record has schema {schema}, this flashproof reads up to {SCHEMA}: "
-            "upgrade flashproof",
+            f"{path}: this record has schema {schema}, this flashproof reads up to {SCHEMA}: upgrade flashproof",
         )
 
 

@@ -47,10 +47,7 @@ def _head(run: Run) -> Iterable[str]:
     )
     yield _table(
         ("exact?", "answer", "evidence"),
-        (
-            (name, f"{_SIGNS.get(a.status, '➖')} {_inline(a.status)}", _inline(a.evidence))
-            for name, a in answers
-        ),
+        ((name, f"{_SIGNS.get(a.status, '➖')} {_inline(a.status)}", _inline(a.evidence)) for name, a in answers),
     )
     counts = verdict.counts
     yield (
@@ -112,12 +109,7 @@ def github_annotations(run: Run) -> list[str]:
 def _annotation(title: str, message: str) -> str:
     """A workflow command; its values must not end the line or the property."""
     escaped = encodable(clip(message, 3000)).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    name = (
-        encodable(clip(f"flashproof: {title}", 200))
-        .replace("%", "%25")
-        .replace("\r", "%0D")
-        .replace("\n", "%0A")
-    )
+    name = encodable(clip(f"flashproof: {title}", 200)).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     return f"::error title={name.replace(':', '%3A').replace(',', '%2C')}::{escaped}"
 
 

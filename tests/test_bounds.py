@@ -12,9 +12,6 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
 from flashproof.reference import (
     ANY,
     FLASH,
@@ -33,6 +30,8 @@ from flashproof.reference import (
     predict,
     standard,
 )
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 NAMES = ("out", "lse", "dq", "dk", "dv")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -63,7 +62,7 @@ class Kernel:
         return self.flushed(torch.exp2(x) if self.base2 else torch.exp(x))
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
-        """a @ b, with an accumulator that is truncated after every 16 terms if asked for."""
+        """A @ b, with an accumulator that is truncated after every 16 terms if asked for."""
         if not self.truncate:
             return a @ b
         acc = torch.zeros(*a.shape[:-1], b.shape[-1])
@@ -189,9 +188,7 @@ class Problem:
             bound, want = getattr(bounds, name), self.exact()[name]
             error = torch.where(got.double() == want, 0.0, (got.double() - want).abs())
             inside = (error <= bound) | torch.isinf(bound)
-            ratio = torch.where(
-                inside, (error / bound).nan_to_num(0.0, 0.0), (error / bound).nan_to_num(torch.inf)
-            )
+            ratio = torch.where(inside, (error / bound).nan_to_num(0.0, 0.0), (error / bound).nan_to_num(torch.inf))
             worst[name] = float(ratio.max()) if ratio.numel() else 0.0
         return worst
 
@@ -217,9 +214,7 @@ def draw(regime: str, shape: tuple[int, ...], dtype: torch.dtype, g: torch.Gener
         case "uniform":
             q, k, v, do = (torch.rand(s, generator=g, dtype=torch.float64) for s in sizes)
         case "outlier":
-            q, k, v = (
-                x * torch.where(torch.rand(x.shape, generator=g) < 0.002, 10.0, 1.0) for x in (q, k, v)
-            )
+            q, k, v = (x * torch.where(torch.rand(x.shape, generator=g) < 0.002, 10.0, 1.0) for x in (q, k, v))
         case "large":
             q = q * 16
         case "ties":  # logits of about 1e4 that differ little
@@ -297,9 +292,7 @@ def draw_kernel(rng: random.Random) -> Kernel:
     )
 
 
-def normal(
-    dtype: torch.dtype, shape: tuple[int, ...] = (1, 4, 4, 96, 130, 64), mask: Mask | None = None
-) -> Problem:
+def normal(dtype: torch.dtype, shape: tuple[int, ...] = (1, 4, 4, 96, 130, 64), mask: Mask | None = None) -> Problem:
     g = torch.Generator().manual_seed(0)
     q, k, v, do = draw("normal", shape, dtype, g)
     return Problem(q, k, v, do, mask or Mask(), 1 / math.sqrt(shape[-1]))
@@ -314,9 +307,7 @@ def test_no_correct_kernel_violates(block: int) -> None:
     for seed in range(100 * block, 100 * block + 100):
         problem, rng = draw_problem(seed), random.Random(seed)
         any_, flash = problem.bounds(ANY), problem.bounds(FLASH)
-        plain = replace(
-            draw_kernel(rng), rounded=True, sum_rounded=False, delta="output", lag=0, parts=1, prescaled=0
-        )
+        plain = replace(draw_kernel(rng), rounded=True, sum_rounded=False, delta="output", lag=0, parts=1, prescaled=0)
         results = problem.kernel(plain)
         assert problem.within(results, flash), (seed, plain, problem.excess(results, flash))
         for kernel in (plain, draw_kernel(rng)):
@@ -436,9 +427,7 @@ def test_overflow_is_excused_only_where_every_kernel_may() -> None:
     assert any_.lse.isfinite().all()
     assert problem.within(problem.kernel(Kernel()), any_)
     v = torch.cat((torch.full_like(q, 200.0)[:, :, :1], -torch.full_like(q, 200.0)[:, :, 1:]), 2)
-    problem = Problem(
-        q / 256, q / 256, v, torch.full_like(q, 3.0), Mask(), 1 / 16
-    )  # dS = 0.5 * 153600 > 65504
+    problem = Problem(q / 256, q / 256, v, torch.full_like(q, 3.0), Mask(), 1 / 16)  # dS = 0.5 * 153600 > 65504
     bounds = problem.bounds(FLASH)
     assert bounds.dq is not None
     assert bounds.dv is not None
@@ -490,9 +479,7 @@ def test_no_queries_or_no_keys(m: int, n: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])
-@pytest.mark.parametrize(
-    ("regime", "scale"), [("normal", 0.2), ("normal", 0.8), ("uniform", 0.2), ("offset", 0.2)]
-)
+@pytest.mark.parametrize(("regime", "scale"), [("normal", 0.2), ("normal", 0.8), ("uniform", 0.2), ("offset", 0.2)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_predicted_rms(dtype: torch.dtype, regime: str, scale: float, causal: bool) -> None:
     """Within 20 % of what is observed on independently drawn inputs, for flash and both standards."""
@@ -519,9 +506,7 @@ def test_predictor_notices_what_bounds_cannot() -> None:
     )
     assert p.within(results, p.bounds(ANY))
     for name in ("out", "dq", "dk", "dv"):
-        assert float((results[name].double() - p.exact()[name]).square().mean().sqrt()) > 1.3 * getattr(
-            predicted, name
-        )
+        assert float((results[name].double() - p.exact()[name]).square().mean().sqrt()) > 1.3 * getattr(predicted, name)
 
 
 def test_natural_scales() -> None:

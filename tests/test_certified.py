@@ -6,11 +6,10 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
 from flashproof.reference import Forward, Gradients, Mask, backward, forward
 from flashproof.reference.certified import Ball, certified, distance
 from flashproof.reference.second_opinion import Numbers, second_opinion
+from torch import Tensor
 
 B, H, HK, M, N, D = 2, 4, 2, 5, 7, 4
 
@@ -30,10 +29,7 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype = torch.float16, seed: int =
     """q, k, v, do; shape is (B, H, HK, M, N, D)."""
     b, h, hk, m, n, d = shape
     g = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(s, generator=g).to(dtype)
-        for s in ((b, h, m, d), (b, hk, n, d), (b, hk, n, d), (b, h, m, d))
-    ]
+    return [torch.randn(s, generator=g).to(dtype) for s in ((b, h, m, d), (b, hk, n, d), (b, hk, n, d), (b, h, m, d))]
 
 
 def furthest(ball: Ball, numbers: Numbers) -> mpmath.mpf:
@@ -68,9 +64,7 @@ def test_three_references_agree(name: str, scale: float) -> None:
             assert float(ball.radius.max()) < 1e-30
             assert furthest(ball, getattr(numbers, tensor)) < mpmath.mpf(10) ** -47, tensor
     apart = distance(forward(q, k, v, mask, scale), balls, backward(q, k, v, do, mask, scale))
-    assert all(x is not None and x < 2e-15 for x in (apart.out, apart.lse, apart.dq, apart.dk, apart.dv)), (
-        apart
-    )
+    assert all(x is not None and x < 2e-15 for x in (apart.out, apart.lse, apart.dq, apart.dk, apart.dv)), apart
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -81,21 +75,15 @@ def test_float64_is_the_truth(dtype: torch.dtype, size: float) -> None:
     k[:, :, 1:] = k[:, :, :1] + k[:, :, 1:] / (10 * size)  # nearly tied, so that errors of the logits count
     q = (q * size).to(dtype)
     balls = certified(q, k, v, do, Mask(causal=True), 0.25)
-    apart = distance(
-        forward(q, k, v, Mask(causal=True), 0.25), balls, backward(q, k, v, do, Mask(causal=True), 0.25)
-    )
-    assert all(x is not None and x < 1e-12 for x in (apart.out, apart.lse, apart.dq, apart.dk, apart.dv)), (
-        apart
-    )
+    apart = distance(forward(q, k, v, Mask(causal=True), 0.25), balls, backward(q, k, v, do, Mask(causal=True), 0.25))
+    assert all(x is not None and x < 1e-12 for x in (apart.out, apart.lse, apart.dq, apart.dk, apart.dv)), apart
 
 
 def test_distance_notices_a_wrong_result() -> None:
     q, k, v, do = draw((1, 1, 1, 4, 5, 4))
     balls = certified(q, k, v, do, Mask(), 0.5)
     truth, g = forward(q, k, v, Mask(), 0.5), backward(q, k, v, do, Mask(), 0.5)
-    off = distance(
-        Forward(truth.o * (1 + 1e-9), truth.lse + 1e-6), balls, Gradients(g.dq, g.dk + 1e-3, g.dv * 2)
-    )
+    off = distance(Forward(truth.o * (1 + 1e-9), truth.lse + 1e-6), balls, Gradients(g.dq, g.dk + 1e-3, g.dv * 2))
     assert 1e-11 < off.out < 1e-8
     assert 1e-7 < off.lse < 1e-5
     assert off.dq is not None
@@ -144,9 +132,7 @@ def test_hidden_values_may_hold_anything() -> None:
 
 
 def test_a_ball_knows_its_distance() -> None:
-    ball = Ball(
-        *(torch.tensor(x, dtype=torch.float64) for x in ([1.0, -math.inf], [2.0**-60, 0.0], [2.0**-70, 0.0]))
-    )
+    ball = Ball(*(torch.tensor(x, dtype=torch.float64) for x in ([1.0, -math.inf], [2.0**-60, 0.0], [2.0**-70, 0.0])))
     assert ball.distance(torch.tensor([1.0, -math.inf], dtype=torch.float64)).tolist() == [
         2.0**-60 + 2.0**-70,
         0.0,

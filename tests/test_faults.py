@@ -42,7 +42,9 @@ FAULTS = {
 
 
 def run(*arguments, cwd):
-    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=600, check=False)
+    return subprocess.run(
+        [COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=600, check=False
+    )
 
 
 @pytest.mark.parametrize("kernel", ["tiled.py:attention", "flash_attn_like.py:flash_attn_func"])
@@ -52,7 +54,13 @@ def test_correct_kernels_pass_unconfigured(kernel, tmp_path):
     verdict = json.loads((tmp_path / "run" / "verdict.json").read_text())
     assert verdict["verdict"] == "pass" and verdict["findings"] == []
     assert verdict["counts"]["survey"] >= 300
-    assert {c["name"] for c in verdict["checks"] if c["status"] == "pass"} >= {"finite", "bound", "ratio", "predictor", "bias"}
+    assert {c["name"] for c in verdict["checks"] if c["status"] == "pass"} >= {
+        "finite",
+        "bound",
+        "ratio",
+        "predictor",
+        "bias",
+    }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -60,7 +68,9 @@ def test_faults_are_found(fault, tmp_path):
     sound, faulty, tensors = FAULTS[fault]
     assert TILED.count(sound) == 1
     (tmp_path / "kernel.py").write_text(TILED.replace(sound, faulty))
-    done = run("verify", "kernel.py:attention", "--workers", 1, "--cases", 150, "--examples", 8, "--out", "run", cwd=tmp_path)
+    done = run(
+        "verify", "kernel.py:attention", "--workers", 1, "--cases", 150, "--examples", 8, "--out", "run", cwd=tmp_path
+    )
     assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-2000:]
     findings = sorted((tmp_path / "run" / "findings").glob("*.json"))
     assert findings
@@ -92,7 +102,10 @@ def assert_minimal(finding, spec):
 
 
 def assert_replays(path, finding, cwd):
-    first, second = run("replay", path, cwd=cwd), run("replay", json.dumps(finding["case"]), "kernel.py:attention", cwd=cwd)
+    first, second = (
+        run("replay", path, cwd=cwd),
+        run("replay", json.dumps(finding["case"]), "kernel.py:attention", cwd=cwd),
+    )
     assert first.returncode == second.returncode == 1
     assert first.stdout == second.stdout and f"observed {finding['observed']:.9g}" in first.stdout
 
@@ -103,5 +116,7 @@ def assert_script_shows_it(script, cwd):
     block.mkdir(parents=True, exist_ok=True)
     (block / "__init__.py").write_text("raise ImportError('not installed')")
     environment = os.environ | {"PYTHONPATH": str(block.parent)}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stdout + done.stderr

@@ -1,7 +1,5 @@
 """The interpreter: number formats bit for bit, Triton's language on small kernels, control flow, memory errors."""
 
-# ruff: noqa: ANN001, ANN201, N803
-
 from __future__ import annotations
 
 import ml_dtypes
@@ -225,7 +223,9 @@ def product(a, b, c, M: tl.constexpr, K: tl.constexpr):
     tl.store(c + m[:, None] * M + m[None, :], tl.dot(x, tl.trans(y), input_precision="ieee"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn, torch.float8_e5m2]
+)
 def test_dot(dtype):
     a, b = torch.randn(16, 32).to(dtype), torch.randn(16, 32).to(dtype)
     c = torch.zeros(16, 16)

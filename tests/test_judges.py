@@ -115,7 +115,9 @@ def test_rule_of_three():
 # -- checks of a case --------------------------------------------------------------------------------------------------
 
 
-def sound(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, return_lse=False):
+def sound(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, return_lse=False
+):
     group = query.shape[1] // key.shape[1]
     k, v = (x.repeat_interleave(group, 1).float() for x in (key, value))
     s = query.float() @ k.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
@@ -141,7 +143,17 @@ def failed_checks(function, case=CASE, **options):
 def planted(change):
     """The sound kernel with something done to its result."""
 
-    def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, return_lse=False):
+    def attention(
+        query,
+        key,
+        value,
+        attn_mask=None,
+        dropout_p=0.0,
+        is_causal=False,
+        scale=None,
+        enable_gqa=False,
+        return_lse=False,
+    ):
         o, lse = sound(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, return_lse=True)
         o, lse = change(o, lse, query, key, value)
         return (o, lse) if return_lse else o
@@ -151,7 +163,8 @@ def planted(change):
 
 def test_a_sound_kernel_passes_every_check():
     for case in (CASE, CASE.with_(mask=MaskRecipe(causal=True)), CASE.with_(mask=MaskRecipe(boolean="empty-rows")),
-                 CASE.with_(N=0), CASE.with_(M=0), CASE.with_(layout="gaps"), CASE.with_(regime="extreme-logits")):  # fmt: skip
+                 CASE.with_(N=0), CASE.with_(M=0), CASE.with_(layout="gaps"),
+                 CASE.with_(regime="extreme-logits")):  # fmt: skip
         assert not failed_checks(sound, case, statistical=True)
 
 
@@ -175,7 +188,9 @@ def test_finite_rejects_nan():
 
 
 def test_finite_rejects_an_all_nan_result():
-    assert {("finite", "out"), ("finite", "lse")} <= failed_checks(planted(lambda o, lse, *_: (o * torch.nan, lse * torch.nan)))
+    assert {("finite", "out"), ("finite", "lse")} <= failed_checks(
+        planted(lambda o, lse, *_: (o * torch.nan, lse * torch.nan))
+    )
 
 
 def test_zero_results_are_rejected():
@@ -191,7 +206,9 @@ def test_zero_results_are_rejected():
         def backward(ctx, do):
             return torch.zeros_like(do)
 
-    assert {("bound", "dq"), ("bound", "dk"), ("bound", "dv")} <= failed_checks(planted(lambda o, lse, *_: (NoGradient.apply(o), lse)))
+    assert {("bound", "dq"), ("bound", "dk"), ("bound", "dv")} <= failed_checks(
+        planted(lambda o, lse, *_: (NoGradient.apply(o), lse))
+    )
 
 
 def test_empty_rows_must_be_exactly_zero():
@@ -238,7 +255,9 @@ def test_repeat_rejects_a_result_that_depends_on_the_run():
 
 
 def test_batch_invariance_sees_company():
-    assert ("batch-invariance", "out") in failed_checks(planted(lambda o, lse, *_: (o + o.float().mean(0).to(o.dtype) * 2.0**-6, lse)))
+    assert ("batch-invariance", "out") in failed_checks(
+        planted(lambda o, lse, *_: (o + o.float().mean(0).to(o.dtype) * 2.0**-6, lse))
+    )
 
 
 def test_single_bias_and_predictor():
@@ -276,13 +295,15 @@ def test_a_reference_would_notice_its_own_fault():
 
 def rows(n=24, **changes):
     base = Row(
-        case_id="", phase="survey", status="ok", dtype="bf16", regime="normal", tensor="out", B=2, elements=1000, nonfinite=0,
+        case_id="", phase="survey", status="ok", dtype="bf16", regime="normal", tensor="out", B=2, elements=1000,
+        nonfinite=0,
         log_ratio=-0.5, bound_ratio=0.2, predictor_ratio=1.0, envelope_ratio=0.6, kernel_bias=0.0, rounded_bias=0.0,
         bitwise_standard=0.5,
     )  # fmt: skip
     wobble = [0.02 * math.sin(7 * i) for i in range(n)]
     return [
-        replace(base, case_id=f"{i:016x}", **{k: v(wobble[i]) if callable(v) else v for k, v in changes.items()}) for i in range(n)
+        replace(base, case_id=f"{i:016x}", **{k: v(wobble[i]) if callable(v) else v for k, v in changes.items()})
+        for i in range(n)
     ]
 
 
@@ -349,7 +370,9 @@ def test_batch_invariance_is_reported_unless_a_budget_asks_for_it():
 
 def test_an_exception_applies_to_its_scope_alone():
     changes = dict(tensor="dv", log_ratio=lambda w: 0.3 + w, envelope_ratio=lambda w: 1.4 + w)
-    allowed = budgets.Exception_(implementation="mine.py:*", tensors=("dv",), ratio_margin=2.0, predictor_margin=2.0, reason="known")
+    allowed = budgets.Exception_(
+        implementation="mine.py:*", tensors=("dv",), ratio_margin=2.0, predictor_margin=2.0, reason="known"
+    )
     lenient = BUDGETS.model_copy(update={"exceptions": (allowed,)})
     assert judge(rows(**changes), BUDGETS, "mine.py:attention").failed
     assert not judge(rows(**changes), lenient, "mine.py:attention").failed

@@ -132,5 +132,5 @@ def test_refusals_say_why(change, message):
      ((1, 1, 4, 257),) * 3],
 )  # fmt: skip
 def test_shapes_that_do_not_fit(shapes):
-    with pytest.raises(ValueError, match="shape|heads|head_dim|must be"):
+    with pytest.raises(ValueError, match=r"shape|heads|head_dim|must be"):
         attention(*(torch.zeros(s) for s in shapes))

@@ -1,4 +1,4 @@
-"""The folders are one import package: what is in the tree is in the wheel, and the four rules of who imports whom hold."""
+"""The folders are one import package: the tree is what the wheel holds, and who imports whom is kept."""
 
 from __future__ import annotations
 

@@ -60,9 +60,7 @@ def verdict(**values: Any) -> Verdict:
         "sentence": "Exact.",
         "exactness": Exactness(algebraic=answer, bitwise=answer, accuracy=answer),
         "checks": (Check(name="bound", status="pass", tensor="dq", n=7, detail="0.4 of 1"),),
-        "cells": (
-            Cell(dtype="bf16", tensor="dq", mask="none", regime="normal", n=7, ratio=math.inf, status="fail"),
-        ),
+        "cells": (Cell(dtype="bf16", tensor="dq", mask="none", regime="normal", n=7, ratio=math.inf, status="fail"),),
     }
     return Verdict(**(defaults | values))
 
@@ -297,8 +295,7 @@ def test_a_newer_schema_says_upgrade(tmp_path: Path) -> None:
     for name in ("manifest.json", "verdict.json"):
         message = refusal(edited(tmp_path / name, name, schema=SCHEMA + 1, novelty=1))
         assert (
-            f"this record has schema {SCHEMA + 1}, this flashproof reads up to {SCHEMA}: upgrade flashproof"
-            in message
+            f"this record has schema {SCHEMA + 1}, this flashproof reads up to {SCHEMA}: upgrade flashproof" in message
         )
 
 
@@ -329,9 +326,7 @@ def test_reports_need_no_torch() -> None:
     import subprocess
     import sys
 
-    code = (
-        "import sys, flashproof.reports; print([m for m in ('torch', 'triton', 'numpy') if m in sys.modules])"
-    )
+    code = "import sys, flashproof.reports; print([m for m in ('torch', 'triton', 'numpy') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

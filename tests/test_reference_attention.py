@@ -7,9 +7,8 @@ import sys
 
 import pytest
 import torch
-from torch import Tensor
-
 from flashproof.reference import Forward, Gradients, Mask, attention, backward, forward
+from torch import Tensor
 
 B, H, HK, M, N, D = 2, 4, 2, 7, 11, 8
 SCALE = 0.37
@@ -109,9 +108,7 @@ def test_any_scale(scale: float, qkvo: tuple[Tensor, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_block_size_is_immaterial(
-    name: str, qkvo: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_block_size_is_immaterial(name: str, qkvo: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v, do = qkvo
     want = forward(q, k, v, MASKS[name], SCALE)
     gradients = backward(q, k, v, do, MASKS[name], SCALE)

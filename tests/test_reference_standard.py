@@ -5,9 +5,8 @@ from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor
-
 from flashproof.reference import Forward, Gradients, Mask, backward, forward, standard
+from torch import Tensor
 
 HALF = [torch.float16, torch.bfloat16]
 Variant = Literal["rounded", "fp32"]
@@ -104,7 +103,7 @@ def test_lse_belongs_to_the_rounded_scores() -> None:
 
 
 def test_fp16_scores_overflow_before_they_are_scaled() -> None:
-    """q . k = 256 * 16 * 16 = 65536 is beyond fp16, scaled by 1/16 it would be 4096."""
+    """Q . k = 256 * 16 * 16 = 65536 is beyond fp16, scaled by 1/16 it would be 4096."""
     q = torch.full((1, 1, 2, 256), 16.0, dtype=torch.float16)
     k, v = q.clone(), torch.ones_like(q)
     assert standard.forward(q, k, v, Mask(), 1 / 16).o.isnan().all()

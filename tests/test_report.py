@@ -187,9 +187,7 @@ def make_run(n: int = 120, *, broken: bool = False, name: str = "flash", **optio
         implementation=name,
         verdict="fail" if broken else "pass",
         sentence="Exact, as far as this run can tell.",
-        exactness=Exactness(
-            algebraic=answer, bitwise=Answer(status="different", evidence="31 %"), accuracy=answer
-        ),
+        exactness=Exactness(algebraic=answer, bitwise=Answer(status="different", evidence="31 %"), accuracy=answer),
         checks=(*checks, Check(name="window", status="skipped", detail="no window argument")),
         findings=findings,
         cells=cells,
@@ -252,12 +250,8 @@ def hostile(run: Run) -> Run:
             "not_covered": (HOSTILE,),
             "findings": findings,
             "exactness": Exactness(algebraic=answer, bitwise=answer, accuracy=answer),
-            "checks": tuple(
-                c.model_copy(update={"name": HOSTILE, "detail": HOSTILE}) for c in run.verdict.checks
-            ),
-            "cells": tuple(
-                c.model_copy(update={"regime": HOSTILE, "mask": HOSTILE}) for c in run.verdict.cells
-            ),
+            "checks": tuple(c.model_copy(update={"name": HOSTILE, "detail": HOSTILE}) for c in run.verdict.checks),
+            "cells": tuple(c.model_copy(update={"regime": HOSTILE, "mask": HOSTILE}) for c in run.verdict.cells),
         },
     )
     manifest = run.manifest.model_copy(
@@ -273,8 +267,7 @@ def nulls(n: int = 20) -> list[Row]:
 
 def raised(n: int = 20) -> list[Row]:
     return [
-        Row(case_id=str(i), phase="survey", status="raised", message=f"boom {i % 3}", dtype="bf16")
-        for i in range(n)
+        Row(case_id=str(i), phase="survey", status="raised", message=f"boom {i % 3}", dtype="bf16") for i in range(n)
     ]
 
 
@@ -464,9 +457,7 @@ def test_fifty_thousand_rows_fit(broken: bool) -> None:
 def test_enormous_texts_fit() -> None:
     run = make_run(60, broken=True)
     rows = tuple(replace(row, message="m" * 10**5, case_json=json.dumps("y" * 20_000)) for row in run.rows)
-    findings = tuple(
-        f.model_copy(update={"detail": "d" * 10**6, "replay": "r" * 10**6}) for f in run.findings
-    )
+    findings = tuple(f.model_copy(update={"detail": "d" * 10**6, "replay": "r" * 10**6}) for f in run.findings)
     verdict = run.verdict.model_copy(
         update={
             "sentence": "s" * 10**6,
@@ -529,10 +520,7 @@ def test_the_hunt_is_in_no_distribution() -> None:
 
 def test_a_curve_counts_what_is_zero_or_not_finite() -> None:
     values = [0.0, 0.0, 1.0, 2.0, math.nan]
-    rows = [
-        replace(make_rows(1)[0], case_id=str(i), kernel_rms=x, natural_scale=1.0)
-        for i, x in enumerate(values)
-    ]
+    rows = [replace(make_rows(1)[0], case_id=str(i), kernel_rms=x, natural_scale=1.0) for i, x in enumerate(values)]
     groups = figures.group([replace(make_run(1), rows=tuple(rows))])
     found = figures.distributions(groups, figures.error_in_scale)[0]
     assert (found.n, found.zeros, found.nonfinite) == (5, 2, 1)
@@ -747,9 +735,7 @@ def test_a_fence_cannot_be_closed_from_inside() -> None:
 
 def test_annotations_are_few_and_worst_first() -> None:
     run = make_run(20, broken=True)
-    many = tuple(
-        run.findings[0].model_copy(update={"observed": float(i), "detail": "a\nb: 5 %"}) for i in range(2, 30)
-    )
+    many = tuple(run.findings[0].model_copy(update={"observed": float(i), "detail": "a\nb: 5 %"}) for i in range(2, 30))
     lines = github_annotations(replace(run, findings=many))
     assert len(lines) == 9
     assert all(re.fullmatch(r"::error title=[^:,\n]*::[^\n]*", line) for line in lines)

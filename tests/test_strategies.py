@@ -50,7 +50,9 @@ def test_streams_are_independent():
 
 
 def test_case_survives_json():
-    case = BASE.with_(mask=MaskRecipe(causal=True, window=(3, None), alignment="bottom-right", bias="alibi"), scale=-0.25)
+    case = BASE.with_(
+        mask=MaskRecipe(causal=True, window=(3, None), alignment="bottom-right", bias="alibi"), scale=-0.25
+    )
     assert parse_case(case.to_json()) == case
     assert parse_case(case.to_json()).id == case.id
     assert case.with_(seed=6).id != case.id
@@ -72,9 +74,17 @@ def test_unknown_regime_is_a_usage_error():
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
 @pytest.mark.parametrize("regime", REGIMES)
 def test_regimes_give_finite_inputs_of_the_case_s_shapes(regime, dtype):
-    for case in (BASE.with_(regime=regime, dtype=dtype), BASE.with_(regime=regime, dtype=dtype, M=1, N=0, D=1, scale=0.0)):
+    for case in (
+        BASE.with_(regime=regime, dtype=dtype),
+        BASE.with_(regime=regime, dtype=dtype, M=1, N=0, D=1, scale=0.0),
+    ):
         x = build(case)
-        for name, length, heads in (("q", case.M, case.H), ("k", case.N, case.HK), ("v", case.N, case.HK), ("do", case.M, case.H)):
+        for name, length, heads in (
+            ("q", case.M, case.H),
+            ("k", case.N, case.HK),
+            ("v", case.N, case.HK),
+            ("do", case.M, case.H),
+        ):
             t = getattr(x, name)
             assert tuple(t.shape) == (case.B, heads, length, case.D)
             assert t.dtype == DTYPES[dtype]
@@ -92,7 +102,9 @@ def test_regimes_reach_their_mechanisms():
     assert (logits(BASE.with_(regime="one-hot")).softmax(-1).amax(-1) > 0.999).double().mean() > 0.8
     equal = logits(BASE.with_(regime="all-equal"))
     assert torch.equal(equal, equal[..., :1].expand_as(equal))
-    plateau = logits(BASE.with_(regime="plateau", dtype="bf16")).amax(-1, keepdim=True) - logits(BASE.with_(regime="plateau", dtype="bf16"))
+    plateau = logits(BASE.with_(regime="plateau", dtype="bf16")).amax(-1, keepdim=True) - logits(
+        BASE.with_(regime="plateau", dtype="bf16")
+    )
     assert (plateau[..., 0] == 0).all() and ((plateau[..., 1:] - 0.6289).abs() < 5e-3).all()
     tied = build(BASE.with_(regime="tied-maxima"))
     assert (tied.v < 0).all()
@@ -154,10 +166,21 @@ def test_survey_covers_what_it_promises(quick):
     assert {str(c.mask) for c in quick} == {str(m) for m in mask_templates()}
     assert {c.layout for c in quick} == {"contiguous", "bshd", "packed", "gaps", "expanded"}
     for promise in (
-        lambda c: c.M == 0, lambda c: c.N == 0, lambda c: c.M == 1, lambda c: c.M < c.N, lambda c: c.M > c.N > 0,
-        lambda c: c.M == c.N > 0, lambda c: c.M % 32 == 1, lambda c: c.N % 32 == 31, lambda c: c.H > c.HK > 1, lambda c: c.HK == 1 < c.H,
-        lambda c: c.scale == 0.0, lambda c: c.scale is not None and c.scale < 0, lambda c: c.B > 1, lambda c: c.D not in (16, 32, 64, 128),
-    ):  # fmt: skip
+        lambda c: c.M == 0,
+        lambda c: c.N == 0,
+        lambda c: c.M == 1,
+        lambda c: c.M < c.N,
+        lambda c: c.M > c.N > 0,
+        lambda c: c.M == c.N > 0,
+        lambda c: c.M % 32 == 1,
+        lambda c: c.N % 32 == 31,
+        lambda c: c.H > c.HK > 1,
+        lambda c: c.HK == 1 < c.H,
+        lambda c: c.scale == 0.0,
+        lambda c: c.scale is not None and c.scale < 0,
+        lambda c: c.B > 1,
+        lambda c: c.D not in (16, 32, 64, 128),
+    ):
         assert any(promise(c) for c in quick)
 
 
@@ -176,13 +199,22 @@ def test_survey_only_asks_what_a_signature_offers():
 @pytest.mark.parametrize(
     "corner",
     [
-        lambda c: c.M == 0, lambda c: c.N == 0 < c.M, lambda c: c.N % 32 == 1 and c.N > 32, lambda c: c.D not in (1, 2, 4, 8, 16, 32, 64, 128, 256),
-        lambda c: c.mask.boolean == "empty-rows", lambda c: c.mask.boolean == "first-tile" and c.N > 32,
-        lambda c: len(c.mask.kinds()) >= 4, lambda c: c.mask.causal and c.M > c.N, lambda c: c.mask.window == (0, 0),
-        lambda c: c.scale == 0.0, lambda c: c.scale is not None and c.scale < 0, lambda c: c.regime == "extreme-logits" and c.dtype == "bf16",
-        lambda c: c.H // c.HK == 3, lambda c: c.layout == "gaps",
+        lambda c: c.M == 0,
+        lambda c: c.N == 0 < c.M,
+        lambda c: c.N % 32 == 1 and c.N > 32,
+        lambda c: c.D not in (1, 2, 4, 8, 16, 32, 64, 128, 256),
+        lambda c: c.mask.boolean == "empty-rows",
+        lambda c: c.mask.boolean == "first-tile" and c.N > 32,
+        lambda c: len(c.mask.kinds()) >= 4,
+        lambda c: c.mask.causal and c.M > c.N,
+        lambda c: c.mask.window == (0, 0),
+        lambda c: c.scale == 0.0,
+        lambda c: c.scale is not None and c.scale < 0,
+        lambda c: c.regime == "extreme-logits" and c.dtype == "bf16",
+        lambda c: c.H // c.HK == 3,
+        lambda c: c.layout == "gaps",
     ],
-)  # fmt: skip
+)
 def test_corners_can_be_drawn_and_shrink(corner):
     smallest = find(cases(), corner, settings=PATIENT)
     assert corner(smallest)
@@ -214,7 +246,12 @@ def test_shrinks_to_the_smallest_in_every_dimension():
     small, steps, minimal = shrink(start, first(fails), deadline=float("inf"))
     assert minimal and steps > 0
     assert (small.B, small.H, small.HK, small.M, small.N, small.D) == (1, 2, 1, 0, 17, 3)
-    assert small.mask == MaskRecipe(causal=True) and small.layout == "contiguous" and small.regime == "normal" and small.scale is None
+    assert (
+        small.mask == MaskRecipe(causal=True)
+        and small.layout == "contiguous"
+        and small.regime == "normal"
+        and small.scale is None
+    )
 
 
 def test_shrinking_stops_in_time_and_says_so():

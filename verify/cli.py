@@ -17,8 +17,17 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from . import interrupts
-from .problems import FAIL, INTERNAL, INTERRUPTED, NOTHING, PASS, USAGE
-from .problems import FlashproofError, InterruptedRunError, UsageError
+from .problems import (
+    FAIL,
+    INTERNAL,
+    INTERRUPTED,
+    NOTHING,
+    PASS,
+    USAGE,
+    FlashproofError,
+    InterruptedRunError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from ..reports.record import Run
@@ -38,9 +47,7 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 _folder = click.Path(path_type=Path)
-_device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
+_device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 _budgets_option = click.option(
     "--budgets", "budgets_file", type=_folder, default=None, help="TOML file that overrides the default budgets."
 )
@@ -296,7 +303,7 @@ def probe(impl: str, device: str, case_limit: float | None) -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--bits", type=click.IntRange(128, 4096), default=192, show_default=True, help="Precision of the balls.")
 def truth(seed: int, bits: int) -> None:
-    """The float64 truth against certified balls, over every regime: is the yardstick straight?"""
+    """The float64 truth against certified balls, over every regime: how straight the yardstick is."""
     from .console import Console
     from .yardstick import yardstick
 

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from .run import Progress as Report
     from .yardstick import Straightness
 
-_MARK = {"pass": "[green]pass[/]", "fail": "[red]FAIL[/]", "skipped": "[dim]-[/]", "nothing-measured": "[yellow]nothing measured[/]"}
+_MARK = {
+    "pass": "[green]pass[/]",
+    "fail": "[red]FAIL[/]",
+    "skipped": "[dim]-[/]",
+    "nothing-measured": "[yellow]nothing measured[/]",
+}
 
 
 class _Terminal(RichConsole):
@@ -76,7 +81,9 @@ class Console:
             table.add_row(c.name, c.tensor or "", _MARK[c.status], str(c.n or ""), escape(c.detail))
         self.out.print(table)
         for number, f in enumerate(verdict.findings, start=1):
-            self.out.print(f"\n[bold]finding {number}[/]: {f.check} {f.tensor or ''}: {escape(f.detail)}", soft_wrap=True)
+            self.out.print(
+                f"\n[bold]finding {number}[/]: {f.check} {f.tensor or ''}: {escape(f.detail)}", soft_wrap=True
+            )
             self.out.print(f"  {escape(f.replay)}", soft_wrap=True)
             self.out.print(escape(f"  python {folder / 'findings' / f'{number:03d}.py'}"), soft_wrap=True)
         if verdict.not_covered:
@@ -95,17 +102,21 @@ class Console:
             self.out.print(f"{result.status}: {escape(result.rows[0].message or '')}", soft_wrap=True)
         else:
             table = Table(box=None, padding=(0, 2, 0, 0))
-            heads = ("tensor", "max error", "RMS error", "standard's RMS", "rounded truth's", "error / bound", "RMS / predicted",
-                     "bias (ulp)", "non-finite")  # fmt: skip
+            heads = ("tensor", "max error", "RMS error", "standard's RMS", "rounded truth's", "error / bound",
+                     "RMS / predicted", "bias (ulp)", "non-finite")  # fmt: skip
             for head in heads:
                 table.add_column(head, justify="left" if head == "tensor" else "right")
             for r in result.rows:
-                figures = (r.kernel_max, r.kernel_rms, r.standard_rms, r.rounded_rms, r.bound_ratio, r.predictor_ratio, r.kernel_bias)
-                table.add_row(str(r.tensor), *("-" if x is None else f"{x:.9g}" for x in figures), str(r.nonfinite))
+                errors = (r.kernel_max, r.kernel_rms, r.standard_rms, r.rounded_rms)
+                ratios = (r.bound_ratio, r.predictor_ratio, r.kernel_bias)
+                shown = ("-" if x is None else f"{x:.9g}" for x in errors + ratios)
+                table.add_row(str(r.tensor), *shown, str(r.nonfinite))
             self.out.print(table)
         for c in result.checks:
             if not c.passed:
-                self.out.print(f"{_MARK['fail']} {c.name} {c.tensor or ''}: {escape(c.detail)} (observed {c.observed:.9g}, allowed {c.allowed:.9g})", soft_wrap=True)
+                figures = f"observed {c.observed:.9g}, allowed {c.allowed:.9g}"
+                what = f"{c.name} {c.tensor or ''}: {escape(c.detail)}"
+                self.out.print(f"{_MARK['fail']} {what} ({figures})", soft_wrap=True)
         if not result.failed and result.status == "ok":
             self.out.print(f"{_MARK['pass']} all {len(result.checks)} checks")
 
@@ -124,7 +135,8 @@ class Console:
         for column in ("regime", "dtype", "largest |logit|", "out", "lse", "dq", "dk", "dv", "ball radius"):
             table.add_column(column, justify="right" if column not in ("regime", "dtype") else "left")
         for r in rows:
-            table.add_row(r.regime, r.dtype, f"{r.max_logit:.3g}", *(f"{r.distance[t]:.1e}" for t in ("out", "lse", "dq", "dk", "dv")), f"{r.radius:.0e}")
+            distances = (f"{r.distance[t]:.1e}" for t in ("out", "lse", "dq", "dk", "dv"))
+            table.add_row(r.regime, r.dtype, f"{r.max_logit:.3g}", *distances, f"{r.radius:.0e}")
         self.out.print(table)
         worst = max(max(r.distance.values()) for r in rows)
         self.out.print(f"worst |float64 - truth| / natural scale: {worst:.2e} (limit 1e-12) over {len(rows)} cases")

@@ -98,7 +98,7 @@ class Pool:
         self._restarts += 1
         if self._restarts > _RESTARTS:
             name = self._initial[0]
-            raise FlashproofError(f"worker processes of {name} keep dying between cases; try one with flashproof replay")
+            raise FlashproofError(f"worker processes of {name} keep dying between cases; try flashproof replay")
         self.stop()
         self._pool = self._started()
 

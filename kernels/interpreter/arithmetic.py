@@ -39,10 +39,10 @@ BINARY: dict[str, Any] = {
 }  # fmt: skip
 UNARY: dict[str, Any] = {
     "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log10": np.log10,
-    "log1p": np.log1p, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "cbrt": np.cbrt, "sin": np.sin, "cos": np.cos,
-    "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh,
-    "tanh": np.tanh, "erf": _erf, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc, "roundeven": np.rint,
-    "abs": np.abs, "neg": np.negative,
+    "log1p": np.log1p, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "cbrt": np.cbrt, "sin": np.sin,
+    "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh,
+    "cosh": np.cosh, "tanh": np.tanh, "erf": _erf, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc,
+    "roundeven": np.rint, "abs": np.abs, "neg": np.negative,
 }  # fmt: skip
 _EXACT = frozenset({"maxnum", "minnum", "maximum", "minimum", "abs", "neg", "floor", "ceil", "trunc", "roundeven"})
 _REDUCE: dict[str, Any] = {"add": np.add, "mul": np.multiply} | {k: BINARY[k] for k in _EXACT & BINARY.keys()}
@@ -72,7 +72,9 @@ class Ieee:
         if target == "f64":
             return x.astype(np.float64)
         if source == "f64":
-            x = x.astype(np.float32)  # numpy rounds to nearest even; double rounding below fp32 as in NVIDIA's own lowering
+            x = x.astype(
+                np.float32
+            )  # numpy rounds to nearest even; double rounding below fp32 as in NVIDIA's own lowering
         return round_to(x, target, toward_zero=toward_zero) if target in LOW_PRECISION else x
 
     def dot(self, a: Array, b: Array, c: Array, operands: str, result: str, precision: str) -> Array:
@@ -83,7 +85,7 @@ class Ieee:
         return round_to(out, result) if result in LOW_PRECISION else out
 
     def reduce(self, name: str, x: Array, axis: int, element: str) -> Array | None:
-        """Reduce along `axis`; None when the format needs a rounding after every step (then the caller goes stepwise)."""
+        """Reduce along `axis`; None when the format needs a rounding after every step: then go stepwise."""
         ufunc = _REDUCE.get(name)
         if ufunc is None or (element in LOW_PRECISION and name not in _EXACT):
             return None

@@ -75,7 +75,9 @@ def round_to(values: Array, element: str, *, toward_zero: bool = False) -> Array
     if element == "bf16":
         return _bf16(values, toward_zero=toward_zero)
     if element == "f16":
-        return _toward_zero(values, np.dtype(np.float16)) if toward_zero else values.astype(np.float16).astype(np.float32)
+        return (
+            _toward_zero(values, np.dtype(np.float16)) if toward_zero else values.astype(np.float16).astype(np.float32)
+        )
     if element in _FP8:
         limit = _SATURATING.get(element)
         clipped = values if limit is None else np.clip(values, -limit, limit)

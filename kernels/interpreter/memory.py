@@ -111,7 +111,9 @@ class Memory:
         else:
             for lane, i in enumerate(index):
                 seen[lane] = decode(view[i : i + 1], element)[0]
-                view[i : i + 1] = _encode_rounded(combine(seen[lane : lane + 1], operand[lane : lane + 1]), element, dtype)
+                view[i : i + 1] = _encode_rounded(
+                    combine(seen[lane : lane + 1], operand[lane : lane + 1]), element, dtype
+                )
         old.reshape(-1)[flat] = seen
         return old
 

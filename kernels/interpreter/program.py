@@ -14,14 +14,18 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .arithmetic import Arithmetic
+from .combine import Combine, reduction, scan
+from .context import Context, carrier, full
 from .errors import KernelError, UnsupportedOperationError
-from .formats import FLOATS, Array
+from .formats import Array
 from .memory import Memory
-from .ops import OPS, Context, carrier, full
+from .ops import OPS
 from .ttir import Block, Function, Op, Region, Type
 
 Environment: TypeAlias = "list[Any]"  # slot -> array
-_TERMINATORS = frozenset({"scf.yield", "tt.reduce.return", "tt.scan.return", "scf.condition", "tt.return", "cf.br", "cf.cond_br"})
+_TERMINATORS = frozenset(
+    {"scf.yield", "tt.reduce.return", "tt.scan.return", "scf.condition", "tt.return", "cf.br", "cf.cond_br"}
+)
 _GRID = ("%program_x", "%program_y", "%program_z", "%programs_x", "%programs_y", "%programs_z")
 _LANE_ELEMENTS = 1 << 19  # tile elements in flight at once: keeps a batch of tiles near the caches
 
@@ -80,7 +84,9 @@ class Program:
             self._types.update(block.arguments)
             for op in block.ops:
                 if len(op.results) != len(op.result_types):
-                    raise UnsupportedOperationError(f"operation {op.name} in a form this reader does not know", op.location)
+                    raise UnsupportedOperationError(
+                        f"operation {op.name} in a form this reader does not know", op.location
+                    )
                 self._types.update(zip(op.results, op.result_types, strict=True))
                 for inner in op.regions:
                     self._collect_types(inner)
@@ -112,9 +118,13 @@ class Program:
         if op.name in ("scf.for", "scf.if", "scf.while"):
             return Instruction(op, None, ins, outs, regions)
         if op.name == "tt.reduce":
-            return Instruction(op, self._reduction(op, regions[0]), ins, outs)
+            known = (
+                regions[0].instructions[0].op.name.removeprefix("arith.") if len(regions[0].instructions) == 1 else None
+            )
+            run = reduction(op, self._combine(regions[0]), known if len(ins) == 1 else None, self._context.arithmetic)
+            return Instruction(op, run, ins, outs)
         if op.name == "tt.scan":
-            return Instruction(op, self._scan(op, regions[0]), ins, outs)
+            return Instruction(op, scan(op, self._combine(regions[0])), ins, outs)
         maker = OPS.get(op.name)
         if maker is None:
             raise UnsupportedOperationError(f"operation {op.name} is not supported by the interpreter", op.location)
@@ -140,9 +150,7 @@ class Program:
             i.dead = tuple((own & (reads | set(i.outs))) - seen)
             seen |= reads
 
-    # -- reductions and scans ------------------------------------------------------------------------------------------
-
-    def _combine(self, body: Body) -> Callable[[Sequence[Array], Sequence[Array]], list[Array]]:
+    def _combine(self, body: Body) -> Combine:
         """The combine region as a function of two tuples of arrays of any shape."""
         if body.captured:
             raise UnsupportedOperationError("a combine function that captures values", body.instructions[0].op.location)
@@ -155,54 +163,6 @@ class Program:
             return [env[r] for r in body.returns]
 
         return combine
-
-    def _reduction(self, op: Op, body: Body) -> Callable[..., Any]:
-        axis = int(op.attributes["axis"]) + 1  # type: ignore[arg-type]
-        shapes = [t.shape for t in op.operand_types]
-        element = op.operand_types[0].element
-        known = None
-        if len(op.operands) == 1 and len(body.instructions) == 1:
-            known = body.instructions[0].op.name.removeprefix("arith.")
-        combine = self._combine(body)
-        arithmetic = self._context.arithmetic
-        integer = {"addi": np.add, "maxsi": np.maximum, "minsi": np.minimum, "andi": np.bitwise_and,
-                   "ori": np.bitwise_or, "xori": np.bitwise_xor}  # fmt: skip
-
-        def run(*operands: Array) -> Any:
-            lanes = max(x.shape[0] for x in operands)
-            xs = [np.broadcast_to(x, (lanes, *s)) for x, s in zip(operands, shapes, strict=True)]
-            if known is not None and element in FLOATS:
-                out = arithmetic.reduce(known.removesuffix("f"), xs[0], axis, element)
-                if out is not None:
-                    return out
-            elif known in integer and element != "i1":
-                return integer[known].reduce(xs[0], axis=axis)
-            xs = [np.moveaxis(x, axis, 0) for x in xs]
-            while (n := xs[0].shape[0]) > 1:  # a tree of log2(n) steps; tile extents are powers of two
-                xs = combine([x[: n // 2] for x in xs], [x[n // 2 :] for x in xs])
-            outs = [np.broadcast_to(x, (1, lanes, *x.shape[2:]))[0] for x in xs]
-            return outs[0] if len(outs) == 1 else tuple(outs)
-
-        return run
-
-    def _scan(self, op: Op, body: Body) -> Callable[..., Any]:
-        axis, reverse = int(op.attributes["axis"]) + 1, bool(op.attributes["reverse"])  # type: ignore[arg-type]
-        shapes = [t.shape for t in op.operand_types]
-        combine = self._combine(body)
-
-        def run(*operands: Array) -> Any:
-            lanes = max(x.shape[0] for x in operands)
-            xs = [np.moveaxis(np.broadcast_to(x, (lanes, *s)), axis, 0) for x, s in zip(operands, shapes, strict=True)]
-            xs = [x[::-1] if reverse else x for x in xs]
-            distance = 1
-            while distance < xs[0].shape[0]:  # Hillis and Steele 1986: inclusive scan in log2(n) steps
-                moved = combine([x[:-distance] for x in xs], [x[distance:] for x in xs])
-                xs = [np.concatenate([x[:distance], m]) for x, m in zip(xs, moved, strict=True)]
-                distance *= 2
-            outs = [np.moveaxis(x[::-1] if reverse else x, 0, axis) for x in xs]
-            return outs[0] if len(outs) == 1 else tuple(outs)
-
-        return run
 
     # -- execution -----------------------------------------------------------------------------------------------------
 

@@ -139,7 +139,7 @@ class _Interpreter:
     def __init__(self) -> None:
         self.arithmetic: Arithmetic = Ieee()
         self.kernels: dict[str, InterpretedKernel] = {}
-        self.original = JITFunction._do_compile  # noqa: SLF001  (the one seam that all supported versions share)
+        self.original = JITFunction._do_compile
 
     def prepare(
         self, jit: Any, key: Any, signature: dict[str, Any], device: int, constexprs: dict[Any, Any], options: Any,
@@ -197,22 +197,22 @@ def installed() -> bool:
 
 def install() -> None:
     """Interpret every Triton launch in this process from now on.  Call it before the kernels' first launch."""
-    global _installed  # noqa: PLW0603  (process-wide, like Triton's own driver)
+    global _installed
     if _installed is not None:
         return
     state = _Interpreter()
     active_driver.set_active(CpuDriver())
-    JITFunction._do_compile = lambda jit, *args: state.prepare(jit, *args)  # noqa: SLF001
+    JITFunction._do_compile = lambda jit, *args: state.prepare(jit, *args)
     _installed = state
 
 
 def uninstall() -> None:
     """Undo `install`."""
-    global _installed  # noqa: PLW0603
+    global _installed
     if _installed is None:
         return
-    JITFunction._do_compile = _installed.original  # noqa: SLF001
-    active_driver._active = None  # noqa: SLF001  (reset_active would look for a GPU at once)
+    JITFunction._do_compile = _installed.original
+    active_driver._active = None
     _installed = None
 
 

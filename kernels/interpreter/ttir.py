@@ -10,45 +10,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TypeAlias
 
-Attribute: TypeAlias = "int | float | bool | str | list[int]"
+from .mlir import (
+    LOCATION_DEFINITION,
+    LOCATION_USE,
+    VALUE,
+    Attribute,
+    Location,
+    ParseError,
+    Type,
+    matching,
+    parse_attribute,
+    parse_attributes,
+    parse_locations,
+    parse_type,
+    parse_types,
+    split_top,
+)
 
-
-@dataclass(frozen=True, slots=True)
-class Type:
-    """A scalar (`shape == ()`) or tensor type; `element` is MLIR's name (`f32`, `i1`, `ptr<bf16>`)."""
-
-    element: str
-    shape: tuple[int, ...] = ()
-
-    @property
-    def is_pointer(self) -> bool:
-        return self.element.startswith("ptr<")
-
-    @property
-    def pointee(self) -> str:
-        return self.element[4:-1].split(",")[0].strip()
-
-    def __str__(self) -> str:
-        return f"tensor<{'x'.join(map(str, self.shape))}x{self.element}>" if self.shape else self.element
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where an operation comes from: (file, line) frames, innermost call first."""
-
-    frames: tuple[tuple[str, int], ...] = ()
-
-    def user_frame(self) -> tuple[str, int] | None:
-        """The innermost frame outside Triton's own library."""
-        outside = [f for f in self.frames if "/triton/language/" not in f[0]]
-        return next(iter(outside or self.frames), None)
-
-    def __str__(self) -> str:
-        frame = self.user_frame()
-        return f"{frame[0]}:{frame[1]}" if frame else "unknown line"
+__all__ = ["Block", "Function", "Location", "Op", "ParseError", "Region", "Type", "parse"]
 
 
 @dataclass(slots=True)
@@ -69,6 +49,8 @@ class Op:
 
 @dataclass(slots=True)
 class Block:
+    """Operations that run one after the other; the last is the terminator."""
+
     label: str
     arguments: list[tuple[str, Type]]
     ops: list[Op] = field(default_factory=list)
@@ -76,143 +58,25 @@ class Block:
 
 @dataclass(slots=True)
 class Region:
+    """The body of a function, a loop, a branch or a combine function."""
+
     blocks: list[Block] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Function:
+    """A kernel, everything that it calls inlined."""
+
     name: str
     arguments: list[tuple[str, Type]]
     body: Region
 
 
-class ParseError(Exception):
-    """TTIR that this reader does not know; the message shows the line."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# pieces of text
-
-_OPEN, _CLOSE = "<({[", ">)}]"
-_OPEN_BRACKET = frozenset(_OPEN)
-_VALUE = re.compile(r"%[\w$.\-]+(?:#\d+)?")
-_LOC_USE = re.compile(r"\s*loc\((#loc\d*|unknown)\)\s*$")
-_LOC_DEF = re.compile(r"^#loc(\d*) = loc\((.*)\)$")
-
-
-def split_top(text: str, separator: str = ",") -> list[str]:
-    """Split at `separator` outside any bracket."""
-    pieces = text.split(separator)
-    if len(pieces) > 1 and not _OPEN_BRACKET.isdisjoint(text):
-        joined, depth = [pieces[0]], _depth(pieces[0])
-        for piece in pieces[1:]:
-            if depth > 0:
-                joined[-1] += separator + piece
-            else:
-                joined.append(piece)
-            depth += _depth(piece)
-        pieces = joined
-    return [p for piece in pieces if (p := piece.strip())]
-
-
-def _depth(text: str) -> int:
-    """Brackets opened less brackets closed; the arrow `->` is none."""
-    opened = text.count("<") + text.count("(") + text.count("{") + text.count("[")
-    return opened - text.count(">") - text.count(")") - text.count("}") - text.count("]") + text.count("->")
-
-
-@lru_cache(maxsize=4096)
-def parse_type(text: str) -> Type:
-    """`tensor<32x64x!tt.ptr<bf16>>`, `!tt.ptr<f32>`, `i32`, `!tt.tensordesc<...>`."""
-    text = text.strip()
-    if text.startswith("tensor<"):
-        inner = text[7:-1]
-        shape = []
-        while (m := re.match(r"(\d+)x", inner)) is not None:
-            shape.append(int(m[1]))
-            inner = inner[m.end() :]
-        return Type(parse_type(split_top(inner)[0]).element, tuple(shape))
-    return Type(text.removeprefix("!tt."))
-
-
-@lru_cache(maxsize=4096)
-def _parse_types(text: str) -> tuple[Type, ...]:
-    text = text.strip()
-    if text.startswith("(") and _matching(text, 0) == len(text) - 1:
-        text = text[1:-1]
-    return tuple(parse_type(t) for t in split_top(text))
-
-
-def _matching(text: str, start: int) -> int:
-    """Index of the bracket that closes the one at `start`."""
-    depth = 0
-    for i in range(start, len(text)):
-        if text[i] in _OPEN:
-            depth += 1
-        elif text[i] in _CLOSE and not (text[i] == ">" and text[i - 1] == "-"):
-            depth -= 1
-            if depth == 0:
-                return i
-    raise ParseError(f"unbalanced brackets in TTIR: {text}")
-
-
-def _parse_attribute(text: str) -> Attribute:
-    text = text.strip()
-    if text in ("true", "false"):
-        return text == "true"
-    if m := re.match(r"array<i\d+(?::\s*(.*))?>$", text):
-        return [int(x) for x in (m[1] or "").split(",") if x.strip()]
-    value = split_top(text, " : ")[0]
-    if re.fullmatch(r"-?\d+", value):
-        return int(value)
-    if re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", value):
-        return float(value)
-    return value.strip('"')
-
-
-def _parse_attributes(text: str) -> dict[str, Attribute]:
-    pairs = (item.partition("=") for item in split_top(text))
-    return {k.strip(): _parse_attribute(v) if eq else True for k, eq, v in pairs}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# locations
-
-
-def _parse_locations(lines: list[str]) -> dict[str, Location]:
-    raw = {m[1]: m[2] for line in lines if (m := _LOC_DEF.match(line))}
-    done: dict[str, Location] = {}
-
-    def resolve(text: str) -> Location:
-        text = text.strip()
-        if text.startswith("#loc"):
-            key = text[4:]
-            if key not in done:
-                done[key] = resolve(raw.get(key, "unknown"))
-            return done[key]
-        if text.startswith("callsite("):
-            callee, _, caller = text[9:-1].partition(" at ")
-            return Location(resolve(callee).frames + resolve(caller).frames)
-        if m := re.match(r'^"(.*)":(\d+):\d+', text):
-            return Location(((m[1], int(m[2])),))
-        if m := re.match(r'^"[^"]*"\((.*)\)$', text):  # a named value: "acc"(#loc7)
-            return resolve(m[1])
-        return Location()
-
-    for key in raw:
-        resolve(f"#loc{key}")
-    return done
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# operations
-
-
 class _Reader:
     def __init__(self, text: str) -> None:
         lines = text.splitlines()
-        self.locations = _parse_locations(lines)
-        self.lines = [line.strip() for line in lines if line.strip() and not _LOC_DEF.match(line)]
+        self.locations = parse_locations(lines)
+        self.lines = [line.strip() for line in lines if line.strip() and not LOCATION_DEFINITION.match(line)]
         self.at = 0
 
     def next(self) -> str:
@@ -232,7 +96,7 @@ class _Reader:
     def function(self, line: str) -> Function:
         name_at = line.index("@")
         open_at = line.index("(", name_at)
-        close_at = _matching(line, open_at)
+        close_at = matching(line, open_at)
         arguments = [self.argument(a) for a in split_top(line[open_at + 1 : close_at])]
         body = self.region()[0] if line.rstrip().endswith("{") else Region()
         return Function(line[name_at + 1 : open_at].strip('"'), arguments, body)
@@ -257,14 +121,14 @@ class _Reader:
                 assert label is not None
                 arguments = []
                 if line[label.end()] == "(":
-                    close = _matching(line, label.end())
+                    close = matching(line, label.end())
                     arguments = [self.argument(a) for a in split_top(line[label.end() + 1 : close])]
                 region.blocks.append(Block(label[0], arguments))
                 continue
             region.blocks[-1].ops.append(self.op(line))
 
     def strip_location(self, line: str) -> tuple[str, Location]:
-        m = _LOC_USE.search(line)
+        m = LOCATION_USE.search(line)
         if m is None:
             return line, Location()
         return line[: m.start()], self.locations.get(m[1].removeprefix("#loc"), Location())
@@ -300,13 +164,13 @@ class _Reader:
             words, signature = m[1], m[2]
         attributes: dict[str, Attribute] = {}
         for a in re.finditer(r"<?\{", words):
-            end = _matching(words, a.end() - 1)
-            attributes |= _parse_attributes(words[a.end() : end])
+            end = matching(words, a.end() - 1)
+            attributes |= parse_attributes(words[a.end() : end])
             words_end = end + (2 if a[0] == "<{" else 1)
             words = words[: a.start()] + " " * (words_end - a.start()) + words[words_end:]
         if m := re.search(r"(\w+) = (array<.*?>)", words):
-            attributes[m[1]] = _parse_attribute(m[2])
-        operands = _VALUE.findall(words)
+            attributes[m[1]] = parse_attribute(m[2])
+        operands = VALUE.findall(words)
         operand_types, result_types = _signature(signature, len(results))
         if infer := _INFERRED.get(name):  # the printed form names an operand's type, not the result's
             result_types = [infer(operand_types[0])]
@@ -316,7 +180,7 @@ class _Reader:
         if rest in ("true", "false"):
             return Op(name, results, [], rest, {"value": rest}, [], [Type("i1")])
         if rest.startswith("{"):
-            rest = rest[_matching(rest, 0) + 1 :].strip()
+            rest = rest[matching(rest, 0) + 1 :].strip()
         value, _, type_text = rest.rpartition(" : ")
         return Op(name, results, [], value, {"value": value.strip()}, [], [parse_type(type_text)])
 
@@ -329,13 +193,13 @@ class _Reader:
         carried: list[str] = []
         types: list[Type] = []
         if tail.startswith("iter_args("):
-            close = _matching(tail, 9)
+            close = matching(tail, 9)
             for pair in split_top(tail[10:close]):
                 inner, _, outer = pair.partition("=")
                 carried.append(inner.strip())
                 initial.append(outer.strip())
             arrow, _, index = tail[close + 1 :].strip().removeprefix("->").rpartition(" : ")
-            types = list(_parse_types(arrow or index))
+            types = list(parse_types(arrow or index))
             tail = " : " + index if arrow else ""
         index_type = parse_type(tail.split(":")[-1]) if ":" in tail else Type("index")
         region, _ = self.region()
@@ -347,13 +211,13 @@ class _Reader:
         m = re.match(r"(%\S+)\s*(?:->\s*(.*))?\{$", rest)
         if m is None:
             raise ParseError(f"scf.if {rest}")
-        types = list(_parse_types(m[2])) if m[2] else []
+        types = list(parse_types(m[2])) if m[2] else []
         then, closing = self.region()
         otherwise = self.region()[0] if closing.startswith("} else {") else Region([Block("^entry", [])])
         return Op(name, results, [m[1]], "", {}, [Type("i1")], types, [then, otherwise])
 
     def while_op(self, name: str, results: list[str], rest: str) -> Op:
-        close = _matching(rest, 0)
+        close = matching(rest, 0)
         pairs = [p.partition("=") for p in split_top(rest[1:close])]
         operand_types, result_types = _signature(rest[close + 1 :].strip().removeprefix(":").rstrip("{"), len(results))
         before, closing = self.region()
@@ -364,10 +228,9 @@ class _Reader:
         return Op(name, results, [p[2].strip() for p in pairs], "", {}, operand_types, result_types, [before, after])
 
     def branch(self, name: str, results: list[str], rest: str) -> Op:
-        successors = []
-        for m in re.finditer(r"(\^\w+)(?:\(([^)]*)\))?", rest):
-            successors.append((m[1], _VALUE.findall((m[2] or "").split(":")[0])))
-        operands = _VALUE.findall(rest.split("^")[0])
+        targets = re.finditer(r"(\^\w+)(?:\(([^)]*)\))?", rest)
+        successors = [(m[1], VALUE.findall((m[2] or "").split(":")[0])) for m in targets]
+        operands = VALUE.findall(rest.split("^")[0])
         return Op(name, results, operands, "", {}, [], [], successors=successors)
 
 
@@ -404,9 +267,9 @@ def _signature(text: str, results: int) -> tuple[list[Type], list[Type]]:
     for separator in ("->", " to "):
         if separator in text:
             source, _, result = text.rpartition(separator)
-            operands = [t for part in split_top(source, " * ") for t in _parse_types(part)]
-            return operands, list(_parse_types(result))
-    types = list(_parse_types(text))
+            operands = [t for part in split_top(source, " * ") for t in parse_types(part)]
+            return operands, list(parse_types(result))
+    types = list(parse_types(text))
     return types, types[-1:] * results
 
 

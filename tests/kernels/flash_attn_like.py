@@ -5,7 +5,9 @@ import math
 import torch
 
 
-def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), return_attn_probs=False):
+def flash_attn_func(
+    q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), return_attn_probs=False
+):
     M, H, D = q.shape[1:]
     N, HK = k.shape[1:3]
     heads = torch.arange(H) // (H // HK)

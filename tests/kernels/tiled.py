@@ -55,7 +55,9 @@ class Tiled(torch.autograd.Function):
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 
-def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, return_lse=False):
+def attention(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, return_lse=False
+):
     B, H, M, D = query.shape
     N = key.shape[2]
     visible = torch.ones(B, H, M, N, dtype=torch.bool)

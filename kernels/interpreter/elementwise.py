@@ -1,0 +1,285 @@
+"""Constants, floating-point and integer arithmetic, comparisons, casts: element by element."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+
+from .arithmetic import BINARY, UNARY
+from .context import Context, Maker, Run, carrier, result
+from .errors import UnsupportedOperationError
+from .formats import CARRIER, FLOATS, STORAGE, Array, decode, encode
+from .ttir import Op
+
+# -- constants and indices ---------------------------------------------------------------------------------------------
+
+
+def _number(text: str, element: str) -> float | int | bool:
+    if text in ("true", "false"):
+        return text == "true"
+    if text.startswith("0x") and element in FLOATS:  # the bits of the number
+        size = STORAGE[element].itemsize
+        bits = int(text, 16).to_bytes(size, "little")
+        if element == "bf16":
+            return float(struct.unpack("<f", b"\0\0" + bits)[0])
+        return float(np.frombuffer(bits, STORAGE[element])[0])
+    return float(text) if element in FLOATS else int(text, 0)
+
+
+def _constant(op: Op, context: Context) -> Run:
+    type_, text = result(op), str(op.attributes["value"])
+    if text.startswith("dense<"):
+        text = text[6:-1]
+    items = [t.strip() for t in text.strip("[]").split(",")] if text.startswith("[") else [text]
+    numbers = [_number(t, type_.element) for t in items]
+    if type_.element in FLOATS:
+        values = np.concatenate([context.arithmetic.constant(float(n), type_.element) for n in numbers])
+    else:
+        values = np.array([_wrap(int(n), type_.element) for n in numbers], carrier(type_))
+    out = values.reshape((1, *type_.shape) if len(items) > 1 else (1,) * (1 + len(type_.shape)))
+    return lambda: out
+
+
+def _wrap(value: int, element: str) -> int:
+    if element == "i1":
+        return value & 1
+    bits = STORAGE[element].itemsize * 8
+    return (value + (1 << (bits - 1))) % (1 << bits) - (1 << (bits - 1))
+
+
+def _make_range(op: Op, _: Context) -> Run:
+    out = np.arange(int(op.attributes["start"]), int(op.attributes["end"]), dtype=np.int32)[None]  # type: ignore[arg-type]
+    return lambda: out
+
+
+# -- floating point ----------------------------------------------------------------------------------------------------
+
+
+def _float_binary(name: str) -> Maker:
+    def maker(op: Op, context: Context) -> Run:
+        element, binary = result(op).element, context.arithmetic.binary
+        return lambda a, b: binary(name, a, b, element)
+
+    return maker
+
+
+def _float_unary(name: str) -> Maker:
+    def maker(op: Op, context: Context) -> Run:
+        element, unary = result(op).element, context.arithmetic.unary
+        return lambda x: unary(name, x, element)
+
+    return maker
+
+
+def _fma(op: Op, context: Context) -> Run:
+    element, fma = result(op).element, context.arithmetic.fma
+    return lambda a, b, c: fma(a, b, c, element)
+
+
+def _clamp(op: Op, context: Context) -> Run:
+    element, binary = result(op).element, context.arithmetic.binary
+    low, high = ("maximum", "minimum") if "propagateNan = all" in op.words else ("maxnum", "minnum")
+    return lambda x, lo, hi: binary(high, binary(low, x, lo, element), hi, element)
+
+
+def _float_cast(op: Op, context: Context) -> Run:
+    source, target = op.operand_types[0].element, result(op).element
+    toward_zero = "rounding = rtz" in op.words
+    cast = context.arithmetic.cast
+    return lambda x: cast(x, source, target, toward_zero=toward_zero)
+
+
+def _int_to_float(*, signed: bool) -> Maker:
+    def maker(op: Op, context: Context) -> Run:
+        source, target = op.operand_types[0].element, result(op).element
+        cast = context.arithmetic.cast
+
+        def run(x: Array) -> Array:
+            number = x if signed or source == "i1" else x.view(x.dtype.str.replace("i", "u"))
+            if source == "i1":
+                number = -x.astype(np.int8) if signed else x.astype(np.int8)
+            if target in ("f64", "f32"):
+                return number.astype(CARRIER[target])
+            return cast(number.astype(np.float64), "f64", target, toward_zero=False)
+
+        return run
+
+    return maker
+
+
+def _float_to_int(op: Op, _: Context) -> Run:
+    dtype = carrier(result(op))
+    return lambda x: np.trunc(x).astype(dtype)
+
+
+_COMPARE_FLOAT: dict[str, Run] = {
+    "oeq": np.equal, "olt": np.less, "ole": np.less_equal, "ogt": np.greater, "oge": np.greater_equal,
+    "une": np.not_equal,
+    "one": lambda a, b: np.less(a, b) | np.greater(a, b),
+    "ueq": lambda a, b: ~(np.less(a, b) | np.greater(a, b)),
+    "ult": lambda a, b: ~np.greater_equal(a, b), "ule": lambda a, b: ~np.greater(a, b),
+    "ugt": lambda a, b: ~np.less_equal(a, b), "uge": lambda a, b: ~np.less(a, b),
+    "ord": lambda a, b: ~(np.isnan(a) | np.isnan(b)), "uno": lambda a, b: np.isnan(a) | np.isnan(b),
+}  # fmt: skip
+_COMPARE_INT: dict[str, Run] = {
+    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+}  # fmt: skip
+
+
+def _compare_float(op: Op, _: Context) -> Run:
+    return _COMPARE_FLOAT[op.words.split(",")[0].strip()]
+
+
+def _unsigned(x: Array) -> Array:
+    return x if x.dtype == np.bool_ else np.ascontiguousarray(x).view(x.dtype.str.replace("i", "u"))
+
+
+def _compare_int(op: Op, _: Context) -> Run:
+    predicate = op.words.split(",")[0].strip()
+    if predicate in ("eq", "ne"):
+        return _COMPARE_INT[predicate]
+    compare = _COMPARE_INT[predicate[1:]]
+    if predicate[0] == "u":
+        return lambda a, b: compare(_unsigned(a), _unsigned(b))
+    if op.operand_types[0].element == "i1":  # a true i1 is -1
+        return lambda a, b: compare(-a.astype(np.int8), -b.astype(np.int8))
+    return compare
+
+
+# -- integers ----------------------------------------------------------------------------------------------------------
+
+
+def _divide(a: Array, b: Array) -> Array:  # toward zero, as hardware does; numpy's // floors
+    out: Array = (a - np.fmod(a, b)) // b
+    return out
+
+
+_INTEGER: dict[str, Run] = {
+    "addi": np.add, "subi": np.subtract, "muli": np.multiply, "divsi": _divide, "remsi": np.fmod,
+    "andi": np.bitwise_and, "ori": np.bitwise_or, "xori": np.bitwise_xor, "shli": np.left_shift,
+    "shrsi": np.right_shift, "minsi": np.minimum, "maxsi": np.maximum,
+    "ceildivsi": lambda a, b: -(-a // b), "floordivsi": np.floor_divide,
+}  # fmt: skip
+_UNSIGNED: dict[str, Run] = {
+    "divui": np.floor_divide, "remui": np.fmod, "shrui": np.right_shift, "minui": np.minimum, "maxui": np.maximum,
+    "ceildivui": lambda a, b: (a + b - 1) // b,
+}  # fmt: skip
+
+
+def _integer(name: str) -> Maker:
+    f = _INTEGER[name]
+    if name in ("addi", "subi", "muli"):  # one-bit integers wrap round, numpy's booleans do not
+
+        def maker(op: Op, _: Context) -> Run:
+            if result(op).element != "i1":
+                return f
+            return lambda a, b: (f(a.astype(np.int8), b.astype(np.int8)) & 1).astype(np.bool_)
+
+        return maker
+    return lambda _op, _context: f
+
+
+def _unsigned_integer(name: str) -> Maker:
+    f = _UNSIGNED[name]
+
+    def maker(op: Op, _: Context) -> Run:
+        dtype = carrier(result(op))
+        return lambda a, b: f(_unsigned(a), _unsigned(b)).view(dtype)
+
+    return maker
+
+
+def _integer_cast(*, signed: bool) -> Maker:
+    def maker(op: Op, _: Context) -> Run:
+        source, dtype = op.operand_types[0].element, carrier(result(op))
+        if source == "i1" and dtype != np.bool_:
+            return lambda x: -x.astype(dtype) if signed else x.astype(dtype)
+        if dtype == np.bool_:  # truncation keeps the lowest bit
+            return lambda x: (x & 1).astype(np.bool_)
+        if not signed:
+            return lambda x: _unsigned(x).astype(dtype)
+        return lambda x: x.astype(dtype)
+
+    return maker
+
+
+def _mulhi_unsigned(op: Op, _: Context) -> Run:
+    dtype = carrier(result(op))
+    if dtype.itemsize < 8:
+        return lambda a, b: (
+            ((_unsigned(a).astype(np.uint64) * _unsigned(b).astype(np.uint64)) >> np.uint64(8 * dtype.itemsize))
+            .astype(dtype.str.replace("i", "u"))
+            .view(dtype)
+        )
+
+    def run(a: Array, b: Array) -> Array:  # four 32-bit partial products
+        x, y, low, s = _unsigned(a), _unsigned(b), np.uint64(0xFFFFFFFF), np.uint64(32)
+        middle = (x >> s) * (y & low) + (((x & low) * (y & low)) >> s)
+        out: Array = (x >> s) * (y >> s) + (middle >> s) + (((x & low) * (y >> s) + (middle & low)) >> s)
+        return out.view(dtype)
+
+    return run
+
+
+def _bitcast(op: Op, _: Context) -> Run:
+    source, target = op.operand_types[0], result(op)
+    if source.is_pointer or target.is_pointer:
+        return lambda x: x.astype(np.int64)
+
+    def run(x: Array) -> Array:
+        bits = np.ascontiguousarray(encode(x, source.element))
+        return decode(bits.view(STORAGE[target.element]), target.element)
+
+    return run
+
+
+# -- libdevice -----------------------------------------------------------------------------------------------------
+
+
+def _libdevice(op: Op, context: Context) -> Run:
+    symbol = str(op.attributes.get("symbol", ""))
+    name = symbol.removeprefix("__nv_").removeprefix("fast_")
+    element = result(op).element
+    for candidate in (name, name.removesuffix("f")):
+        alias = {"fabs": "abs", "rint": "roundeven"}.get(candidate, candidate)
+        if alias in UNARY:
+            return lambda x, alias=alias: context.arithmetic.unary(alias, x, element)
+        if alias in BINARY:
+            return lambda a, b, alias=alias: context.arithmetic.binary(alias, a, b, element)
+    raise UnsupportedOperationError(f"libdevice function {symbol}", op.location)
+
+
+ELEMENTWISE: dict[str, Maker] = {
+    "arith.constant": _constant,
+    "ub.poison": lambda op, _: lambda: np.zeros((1,) * (1 + len(result(op).shape)), carrier(result(op))),
+    "tt.make_range": _make_range,
+    **{f"arith.{n}f": _float_binary(n) for n in ("add", "sub", "mul", "div", "rem")},
+    **{f"arith.{n}f": _float_binary(n) for n in ("maxnum", "minnum", "maximum", "minimum")},
+    "tt.precise_divf": _float_binary("div"),
+    "tt.precise_sqrt": _float_unary("sqrt"),
+    "arith.negf": _float_unary("neg"),
+    "math.absf": _float_unary("abs"),
+    **{
+        f"math.{n}": _float_unary(n)
+        for n in ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf")
+    },
+    **{f"math.{n}": _float_unary(n) for n in ("floor", "ceil", "trunc", "roundeven")},
+    "math.fma": _fma,
+    "tt.clampf": _clamp,
+    **dict.fromkeys(("arith.truncf", "arith.extf", "tt.fp_to_fp"), _float_cast),
+    "arith.sitofp": _int_to_float(signed=True),
+    "arith.uitofp": _int_to_float(signed=False),
+    **dict.fromkeys(("arith.fptosi", "arith.fptoui"), _float_to_int),
+    "arith.cmpf": _compare_float,
+    "arith.cmpi": _compare_int,
+    "arith.select": lambda _op, _: np.where,
+    **{f"arith.{n}": _integer(n) for n in _INTEGER},
+    **{f"arith.{n}": _unsigned_integer(n) for n in _UNSIGNED},
+    "math.absi": lambda _op, _: np.abs,
+    **dict.fromkeys(("arith.extsi", "arith.trunci", "arith.index_cast"), _integer_cast(signed=True)),
+    **dict.fromkeys(("arith.extui", "arith.index_castui"), _integer_cast(signed=False)),
+    "tt.mulhiui": _mulhi_unsigned,
+    **dict.fromkeys(("arith.bitcast", "tt.bitcast", "tt.int_to_ptr", "tt.ptr_to_int"), _bitcast),
+    "tt.extern_elementwise": _libdevice,
+}

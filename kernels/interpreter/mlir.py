@@ -1,0 +1,165 @@
+"""The pieces of MLIR's printed form: types, attributes, source locations (mlir.llvm.org/docs/LangRef)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
+
+Attribute: TypeAlias = "int | float | bool | str | list[int]"
+
+
+class ParseError(Exception):
+    """TTIR that this reader does not know; the message shows the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """A scalar (`shape == ()`) or tensor type; `element` is MLIR's name (`f32`, `i1`, `ptr<bf16>`)."""
+
+    element: str
+    shape: tuple[int, ...] = ()
+
+    @property
+    def is_pointer(self) -> bool:
+        return self.element.startswith("ptr<")
+
+    @property
+    def pointee(self) -> str:
+        return self.element[4:-1].split(",")[0].strip()
+
+    def __str__(self) -> str:
+        return f"tensor<{'x'.join(map(str, self.shape))}x{self.element}>" if self.shape else self.element
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where an operation comes from: (file, line) frames, innermost call first."""
+
+    frames: tuple[tuple[str, int], ...] = ()
+
+    def user_frame(self) -> tuple[str, int] | None:
+        """The innermost frame outside Triton's own library."""
+        outside = [f for f in self.frames if "/triton/language/" not in f[0]]
+        return next(iter(outside or self.frames), None)
+
+    def __str__(self) -> str:
+        frame = self.user_frame()
+        return f"{frame[0]}:{frame[1]}" if frame else "unknown line"
+
+
+# -- brackets, types and attributes ------------------------------------------------------------------------------------
+
+_OPEN, _CLOSE = "<({[", ">)}]"
+_OPEN_BRACKET = frozenset(_OPEN)
+VALUE = re.compile(r"%[\w$.\-]+(?:#\d+)?")
+LOCATION_USE = re.compile(r"\s*loc\((#loc\d*|unknown)\)\s*$")
+LOCATION_DEFINITION = re.compile(r"^#loc(\d*) = loc\((.*)\)$")
+
+
+def split_top(text: str, separator: str = ",") -> list[str]:
+    """Split at `separator` outside any bracket."""
+    pieces = text.split(separator)
+    if len(pieces) > 1 and not _OPEN_BRACKET.isdisjoint(text):
+        joined, depth = [pieces[0]], _depth(pieces[0])
+        for piece in pieces[1:]:
+            if depth > 0:
+                joined[-1] += separator + piece
+            else:
+                joined.append(piece)
+            depth += _depth(piece)
+        pieces = joined
+    return [p for piece in pieces if (p := piece.strip())]
+
+
+def _depth(text: str) -> int:
+    """Brackets opened less brackets closed; the arrow `->` is none."""
+    opened = text.count("<") + text.count("(") + text.count("{") + text.count("[")
+    return opened - text.count(">") - text.count(")") - text.count("}") - text.count("]") + text.count("->")
+
+
+@lru_cache(maxsize=4096)
+def parse_type(text: str) -> Type:
+    """`tensor<32x64x!tt.ptr<bf16>>`, `!tt.ptr<f32>`, `i32`, `!tt.tensordesc<...>`."""
+    text = text.strip()
+    if text.startswith("tensor<"):
+        inner = text[7:-1]
+        shape = []
+        while (m := re.match(r"(\d+)x", inner)) is not None:
+            shape.append(int(m[1]))
+            inner = inner[m.end() :]
+        return Type(parse_type(split_top(inner)[0]).element, tuple(shape))
+    return Type(text.removeprefix("!tt."))
+
+
+@lru_cache(maxsize=4096)
+def parse_types(text: str) -> tuple[Type, ...]:
+    """`(f32, i32)` or `f32, i32`."""
+    text = text.strip()
+    if text.startswith("(") and matching(text, 0) == len(text) - 1:
+        text = text[1:-1]
+    return tuple(parse_type(t) for t in split_top(text))
+
+
+def matching(text: str, start: int) -> int:
+    """Index of the bracket that closes the one at `start`."""
+    depth = 0
+    for i in range(start, len(text)):
+        if text[i] in _OPEN:
+            depth += 1
+        elif text[i] in _CLOSE and not (text[i] == ">" and text[i - 1] == "-"):
+            depth -= 1
+            if depth == 0:
+                return i
+    raise ParseError(f"unbalanced brackets in TTIR: {text}")
+
+
+def parse_attribute(text: str) -> Attribute:
+    """`1 : i32`, `true`, `array<i32: 1, 0>`, anything else as text."""
+    text = text.strip()
+    if text in ("true", "false"):
+        return text == "true"
+    if m := re.match(r"array<i\d+(?::\s*(.*))?>$", text):
+        return [int(x) for x in (m[1] or "").split(",") if x.strip()]
+    value = split_top(text, " : ")[0]
+    if re.fullmatch(r"-?\d+", value):
+        return int(value)
+    if re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", value):
+        return float(value)
+    return value.strip('"')
+
+
+def parse_attributes(text: str) -> dict[str, Attribute]:
+    """`axis = 1 : i32, reverse` -> {"axis": 1, "reverse": True}."""
+    pairs = (item.partition("=") for item in split_top(text))
+    return {k.strip(): parse_attribute(v) if eq else True for k, eq, v in pairs}
+
+
+# -- locations ---------------------------------------------------------------------------------------------------------
+
+
+def parse_locations(lines: list[str]) -> dict[str, Location]:
+    """The locations defined at the end of a module, by their number."""
+    raw = {m[1]: m[2] for line in lines if (m := LOCATION_DEFINITION.match(line))}
+    done: dict[str, Location] = {}
+
+    def resolve(text: str) -> Location:
+        text = text.strip()
+        if text.startswith("#loc"):
+            key = text[4:]
+            if key not in done:
+                done[key] = resolve(raw.get(key, "unknown"))
+            return done[key]
+        if text.startswith("callsite("):
+            callee, _, caller = text[9:-1].partition(" at ")
+            return Location(resolve(callee).frames + resolve(caller).frames)
+        if m := re.match(r'^"(.*)":(\d+):\d+', text):
+            return Location(((m[1], int(m[2])),))
+        if m := re.match(r'^"[^"]*"\((.*)\)$', text):  # a named value: "acc"(#loc7)
+            return resolve(m[1])
+        return Location()
+
+    for key in raw:
+        resolve(f"#loc{key}")
+    return done
