@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -357,6 +358,22 @@ def test_dies_in_the_hunt(place: Path) -> None:
     assert [f.check for f in run.findings] == ["returns"]
 
 
+def test_worker_that_dies_between_two_cases() -> None:
+    from flashproof.verify.case import parse_case
+    from flashproof.verify.pool import Pool
+
+    case = parse_case(json.dumps(CASE))
+    pool = Pool("kernels.py:attention", "cpu", 1, 60.0)
+    try:
+        assert pool.one(case, "hunt").status == "ok"
+        (worker,) = [p for p in multiprocessing.active_children() if p.pid is not None]
+        worker.kill()
+        worker.join()
+        assert pool.one(case, "hunt").status == "ok"
+    finally:
+        pool.stop()
+
+
 def test_leaves_as_if_the_user_had(place: Path) -> None:
     done = flashproof("survey", "kernels.py:leaves", *SMALL, "--cases", "10", "--out", "run")
     assert_tidy(done, FAIL)
@@ -458,7 +475,7 @@ def test_the_exit_code_outlives_a_closed_pipe(whole: Path) -> None:
         Path("large.toml").write_text("[coverage]\nmin_cases = 1000\n")
         read, write = os.pipe()
         os.close(read)
-        command = [FLASHPROOF, "gate", whole, "--budgets", budgets]
+        command = [FLASHPROOF, "gate", str(whole), "--budgets", budgets]
         done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=120, check=False)
         os.close(write)
         assert (done.returncode, done.stderr) == (code, b"")

@@ -116,7 +116,7 @@ def _measure(
     from .profiles import PROFILES
 
     limits = budgets.load(budgets_file)
-    stated = {"survey": cases, "hunt": examples, "case_limit": case_limit}
+    stated: dict[str, Any] = {"survey": cases, "hunt": examples, "case_limit": case_limit}
     size = replace(PROFILES[profile], **{k: v for k, v in stated.items() if v is not None})
 
     from .pool import prepare

@@ -103,7 +103,7 @@ def evaluate(
     if lacking is not None:
         return _without_result(case, phase, "unsupported", f"has no option for {lacking}", start)
     inputs = build(in_its_own_layout(case, implementation)).to(torch.device(device))
-    before = [_checksum(x) for x in (inputs.q, inputs.k, inputs.v, inputs.do)]
+    before = {name: _checksum(x) for name, x in _readable(inputs).items()}
     try:
         outputs = _poisoned(implementation, case, inputs)
     except RefusedError as e:
@@ -249,8 +249,16 @@ def _wrong_nonfinite(value: Tensor, truth: Tensor) -> Tensor:
     return (expected & ~torch.isfinite(value)) | (~expected & (value != truth))
 
 
-def _inputs_unchanged(before: list[Tensor], inputs: Inputs) -> Check:
-    changed = [n for n, b in zip(("q", "k", "v", "do"), before, strict=True) if not torch.equal(b, _checksum(getattr(inputs, n)))]
+def _readable(inputs: Inputs) -> dict[str, Tensor]:
+    """Everything that the kernel may read and must not write."""
+    mask = inputs.mask
+    named = {"q": inputs.q, "k": inputs.k, "v": inputs.v, "do": inputs.do, "attn_mask (boolean)": mask.allowed,
+             "attn_mask (bias)": mask.bias, "key_lengths": mask.key_lengths}  # fmt: skip
+    return {name: x for name, x in named.items() if x is not None}
+
+
+def _inputs_unchanged(before: dict[str, Tensor], inputs: Inputs) -> Check:
+    changed = [name for name, x in _readable(inputs).items() if not torch.equal(before[name], _checksum(x))]
     detail = f"the kernel wrote to its input {', '.join(changed)} (or to the memory around it)" if changed else ""
     return Check("inputs-unchanged", None, not changed, float(len(changed)), 0.0, detail)
 

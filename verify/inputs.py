@@ -72,14 +72,15 @@ def build(case: Case) -> Inputs:
     values = REGIMES[case.regime].draw(case)
     dtype = DTYPES[case.dtype]
     q, k, v, do = (_rounded(np.asarray(x), dtype) for x in (values.q, values.k, values.v, values.do))
-    if case.layout == "expanded":  # one key/value head for all, one row of dO for all: stride 0
+    if case.layout == "expanded":  # one key/value head for all; dO as `out.sum().backward()` makes it: stride 0
         k, v = (x[:, :1].expand(-1, case.HK, -1, -1) for x in (k, v))
-        do = do[:, :, :1].expand(-1, -1, case.M, -1)
+        rows, columns = (1, 1) if Draws(case.seed, "layout").uniform(1)[0] < 0.5 else (1, case.D)
+        do = do[:, :, :rows, :columns].expand(do.shape)
         return Inputs(_place(q, "contiguous"), k, v, do, _mask(case))
     if case.layout == "packed":
         q, k, v = _packed(q, k, v)
         return Inputs(q, k, v, _place(do, "bshd"), _mask(case))
-    q, k, v, do = (_place(x, case.layout) for x in (q, k, v, do))
+    q, k, v, do = (_place(x, case.layout, spread) for spread, x in enumerate((q, k, v, do)))
     return Inputs(q, k, v, do, _mask(case))
 
 
@@ -89,13 +90,14 @@ def _rounded(x: Float, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.clip(x, -limit, limit)).astype(np.float32)).to(dtype)
 
 
-def _place(x: Tensor, layout: str) -> Tensor:
-    """The same values in another memory layout."""
+def _place(x: Tensor, layout: str, spread: int = 0) -> Tensor:
+    """The same values in another memory layout; `spread` makes the gaps of different tensors differ."""
     if layout == "bshd":  # [B, S, H, D] in memory
         return x.transpose(1, 2).contiguous().transpose(1, 2)
     if layout == "gaps":  # every stride padded, an odd storage offset, poison in between and around
         B, H, S, D = x.shape
-        strides = (H * (S * (D + 3) + 5) + 7, S * (D + 3) + 5, D + 3, 1)
+        row = D + 3 + spread
+        strides = (H * (S * row + 5) + 7, S * row + 5, row, 1)
         storage = torch.full((B * strides[0] + 64,), _POISON, dtype=x.dtype)
         view = storage.as_strided(x.shape, strides, 33)
         view.copy_(x)

@@ -83,7 +83,7 @@ class Pool:
         self._restarts = 0
         self._pool = self._started()
 
-    def _started(self) -> pebble.ProcessPool:
+    def _started(self) -> Any:
         pool = pebble.ProcessPool(
             max_workers=self.workers, initializer=_initialise, initargs=self._initial,
             context=multiprocessing.get_context("spawn"),

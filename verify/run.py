@@ -217,7 +217,7 @@ def _manifest(settings: Settings, implementation: Implementation) -> Manifest:
             continue
     profile = asdict(settings.profile)
     return Manifest(
-        schema=1, implementation=settings.spec, profile=settings.profile.name, seed=settings.seed,  # type: ignore[call-arg]
+        schema=1, implementation=settings.spec, profile=settings.profile.name, seed=settings.seed,
         created=datetime.now(UTC).isoformat(timespec="seconds"), command=settings.command,
         device="cpu (interpreted)" if settings.device == "cpu" else settings.device, versions=versions,
         machine={"cpu": _cpu(), "cores": os.cpu_count() or 1, "platform": platform.platform()}, git=_git(),
