@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from flashproof.verify.case import parse_case
 from flashproof.verify.evaluate import evaluate
-from flashproof.verify.implementation import load
+from flashproof.verify.loading import load
 
 KERNELS = Path(__file__).parent / "kernels"
 TILED = (KERNELS / "tiled.py").read_text()

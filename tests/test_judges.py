@@ -370,7 +370,7 @@ def test_batch_invariance_is_reported_unless_a_budget_asks_for_it():
 
 def test_an_exception_applies_to_its_scope_alone():
     changes = dict(tensor="dv", log_ratio=lambda w: 0.3 + w, envelope_ratio=lambda w: 1.4 + w)
-    allowed = budgets.Exception_(
+    allowed = budgets.Allowance(
         implementation="mine.py:*", tensors=("dv",), ratio_margin=2.0, predictor_margin=2.0, reason="known"
     )
     lenient = BUDGETS.model_copy(update={"exceptions": (allowed,)})

@@ -10,7 +10,7 @@ from flashproof.reference import attention as truth
 from flashproof.reference.masks import Mask
 from flashproof.verify.case import Case, MaskRecipe
 from flashproof.verify.evaluate import evaluate
-from flashproof.verify.implementation import load
+from flashproof.verify.loading import load
 
 MASKS = {
     "none": MaskRecipe(),

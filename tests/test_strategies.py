@@ -9,8 +9,8 @@ import pytest
 import torch
 from flashproof.verify.case import Case, MaskRecipe, parse_case
 from flashproof.verify.draws import Draws
-from flashproof.verify.implementation import load
 from flashproof.verify.inputs import DTYPES, build
+from flashproof.verify.loading import load
 from flashproof.verify.problems import UsageError
 from flashproof.verify.profiles import PROFILES
 from flashproof.verify.regimes import REGIMES

@@ -20,35 +20,47 @@ class _Strict(BaseModel):
 
 
 class Bound(_Strict):
+    """A priori bounds: largest allowed error / bound."""
+
     max_ratio: float = Field(gt=0)
 
 
 class Ratio(_Strict):
+    """Paired RMS error against standard attention's, per cell."""
+
     margin: float = Field(ge=1)
     confidence: float = Field(gt=0.5, lt=1)
     min_cases: int = Field(ge=2)
 
 
 class Predictor(_Strict):
+    """RMS error against what roundings predict, per cell."""
+
     margin: float = Field(ge=1)
 
 
 class Bias(_Strict):
+    """Mean signed error in ulp beyond the rounded truth's."""
+
     max_ulp: float = Field(gt=0)
     min_t: float = Field(gt=0)
     min_cases: int = Field(ge=2)
 
 
 class Invariance(_Strict):
+    """What a result may depend on."""
+
     repeat: Literal["fail", "report"]
     batch: Literal["fail", "report"]
 
 
 class Coverage(_Strict):
+    """Fewer cases than this are no measurement."""
+
     min_cases: int = Field(ge=1)
 
 
-class Exception_(_Strict):  # noqa: N818  (not an error: an exception to the rule)
+class Allowance(_Strict):
     """A scoped allowance, with its reason."""
 
     implementation: str
@@ -71,9 +83,11 @@ class Budgets(_Strict):
     bias: Bias
     invariance: Invariance
     coverage: Coverage
-    exceptions: tuple[Exception_, ...] = Field(default=(), alias="exception", strict=False)
+    exceptions: tuple[Allowance, ...] = Field(default=(), alias="exception", strict=False)
 
-    def allowance(self, key: str, default: float, implementation: str, dtype: str, tensor: str, regime: str | None = None) -> float:
+    def allowance(
+        self, key: str, default: float, implementation: str, dtype: str, tensor: str, regime: str | None = None
+    ) -> float:
         """The value of `key` (ratio_margin, predictor_margin, bias_max_ulp) for a cell."""
         value = default
         for e in self.exceptions:

@@ -25,7 +25,9 @@ class _Standard(torch.autograd.Function):
     """Standard attention with the backward that torch's autograd would take, every result rounded."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, softmax: Any) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, softmax: Any
+    ) -> tuple[Tensor, Tensor]:
         result = standard.forward(q, k, v, mask, scale, softmax=softmax)
         ctx.save_for_backward(q, k, v)
         ctx.problem = (mask, scale, softmax)
@@ -60,7 +62,7 @@ def _standard(softmax: str) -> Callable[[], Implementation]:
 
 
 def _sdpa(name: str, backend: SDPBackend) -> Callable[[], Implementation]:
-    """torch's scaled_dot_product_attention held to one backend: if that one cannot run, it raises instead of falling back."""
+    """torch's SDPA held to one backend: where that one cannot run it raises, it never falls back."""
 
     def attention(
         query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,

@@ -153,7 +153,9 @@ def parse_case(text: str) -> Case:
     except (json.JSONDecodeError, RecursionError) as e:
         raise UsageError(f"not a case: not JSON ({e})") from e
     if not isinstance(data, dict):
-        raise UsageError(f"not a case: expected a JSON object, as in the `replay` line of a finding, not {type(data).__name__}")
+        raise UsageError(
+            f"not a case: expected a JSON object, as in the `replay` line of a finding, not {type(data).__name__}"
+        )
     if isinstance(data.get("case"), dict):  # a finding
         data = data["case"]
     try:

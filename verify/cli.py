@@ -120,7 +120,8 @@ def _measure(
     size = replace(PROFILES[profile], **{k: v for k, v in stated.items() if v is not None})
 
     from .pool import prepare
-    from .run import Settings, command_line, prepare_folder, run
+    from .run import command_line, prepare_folder, run
+    from .settings import Settings
 
     console = Console()
     chosen = _device(device)

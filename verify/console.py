@@ -19,7 +19,7 @@ from ..reports.record import Verdict
 if TYPE_CHECKING:
     from .evaluate import Result
     from .probe import Fact
-    from .run import Progress as Report
+    from .settings import Progress as Report
     from .yardstick import Straightness
 
 _MARK = {

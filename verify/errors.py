@@ -61,7 +61,13 @@ def measure(value: Tensor, truth: Tensor, dtype: torch.dtype) -> Errors:
         nonfinite=int((~both & ~same_infinity).sum()),
         bias=float(signed.mean()),
         row_bias=per_row,
-        ulp_histogram=(counts[0], counts[1] - counts[0], counts[2] - counts[1], counts[3] - counts[2], total - counts[3]),
+        ulp_histogram=(
+            counts[0],
+            counts[1] - counts[0],
+            counts[2] - counts[1],
+            counts[3] - counts[2],
+            total - counts[3],
+        ),
     )
 
 

@@ -12,23 +12,31 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..reports.record import Finding, Row, write_json_atomic
 from .case import Case, parse_case
 from .check import Check
 from .evaluate import Result
 from .implementation import Implementation
+from .judge import Judgement
 from .pool import Pool
 from .regimes import REGIMES
 from .script import script_of
+from .settings import Progress, Settings
 from .shrink import shrink
 
-if TYPE_CHECKING:
-    from .judge import Judgement
-    from .run import Progress, Settings
-
-_ORDER = ("returns", "finite", "bound", "inputs-unchanged", "written", "repeat", "bias", "predictor", "ratio")
+_ORDER = (
+    "returns",
+    "finite",
+    "bound",
+    "inputs-unchanged",
+    "written",
+    "repeat",
+    "inference",
+    "bias",
+    "predictor",
+    "ratio",
+)
 _TENSORS = (None, "out", "lse", "dq", "dk", "dv")
 _SHRINK_SECONDS = 25.0
 _LOST_SECONDS = 10.0  # for kernels that hang or die: every try costs a process
@@ -55,7 +63,9 @@ def findings_of(
     """The findings of a failed run, shrunk."""
     suspects = _case_suspects(results)
     shown = {s.tensor for s in suspects}
-    suspects += [s for s in _survey_suspects(judgement, results) if s.tensor not in shown and (s.tensor == "out" or not shown)]
+    suspects += [
+        s for s in _survey_suspects(judgement, results) if s.tensor not in shown and (s.tensor == "out" or not shown)
+    ]
     suspects.sort(key=lambda s: (_ORDER.index(s.check), _TENSORS.index(s.tensor)))
     chosen = _most_telling(suspects, settings.profile.max_findings)
     found: list[Finding] = []
@@ -138,7 +148,9 @@ def _shrunk(suspect: _Suspect, pool: Pool, settings: Settings) -> Finding:
         # first toward this tensor's own failure; then nothing smaller may fail in any way
         case, steps, minimal = shrink(case, lambda c: failing(c, suspect.tensor, anything=False), deadline=deadline)
         if minimal:
-            case, more, minimal = shrink(case, lambda c: failing(c, None, anything=True), deadline=deadline + _LOST_SECONDS)
+            case, more, minimal = shrink(
+                case, lambda c: failing(c, None, anything=True), deadline=deadline + _LOST_SECONDS
+            )
             steps += more
     last = first if case == suspect.case else pool.one(case, "hunt", statistical=suspect.statistical)
     check = _representative(last, suspect)
@@ -167,8 +179,8 @@ def _representative(result: Result, suspect: _Suspect) -> Check:
     observed = 0.0 if row is None else abs((row.kernel_bias or 0.0) - (row.rounded_bias or 0.0))
     if row is not None and suspect.check != "bias":
         observed = row.envelope_ratio or 0.0
-    return Check(suspect.check, suspect.tensor, False, observed, 0.0 if suspect.check == "bias" else 1.0,
-                 "shown by the distribution over the survey's cases; this one contributes most and does not show it alone")  # fmt: skip
+    detail = "shown by the distribution over the survey's cases; this one adds most, but does not show it alone"
+    return Check(suspect.check, suspect.tensor, False, observed, 0.0 if suspect.check == "bias" else 1.0, detail)
 
 
 def replay_line(case: Case, spec: str) -> str:

@@ -8,16 +8,10 @@ ones for flash_attn's.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import os
 import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -40,7 +34,9 @@ _KNOWN = {
                    *_LSE_OPTIONS},
 }  # fmt: skip
 #: how libraries word a RuntimeError that means "I do not do this"
-_REFUSAL = re.compile(r"not (yet |currently )?(support|implement)|unsupported|only supports?|no viable|no available kernel", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"not (yet |currently )?(support|implement)|unsupported|only supports?|no viable|no available kernel", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +138,10 @@ class Implementation:
         except KernelError:
             raise
         except (NotImplementedError, ValueError, AssertionError) as e:
-            raise RefusedError(_one_line(e)) from e
+            raise RefusedError(describe(e)) from e
         except RuntimeError as e:
             if _REFUSAL.search(str(e)):
-                raise RefusedError(_one_line(e)) from e
+                raise RefusedError(describe(e)) from e
             raise
         out, lse = self._unpack(result, case, inputs.q.device)
         if not case.backward:
@@ -244,23 +240,21 @@ class Implementation:
             if lse.device != device:
                 raise WrongResultError(f"the log-sum-exp is on {lse.device}, the inputs are on {device}")
             lse = lse.detach()
-            if self.signature == "flash_attn":  # FlashAttention 2 writes +inf for a query that sees no key, 3 writes -inf
+            if (
+                self.signature == "flash_attn"
+            ):  # FlashAttention 2 writes +inf for a query that sees no key, 3 writes -inf
                 lse = torch.where(lse == float("inf"), float("-inf"), lse)
         return out, lse
 
 
-def _one_line(e: BaseException) -> str:
+def describe(e: BaseException) -> str:
+    """An exception in one line, for a record."""
     text = " ".join(str(e).split())
     return f"{type(e).__name__}: {text[:300]}" if text else type(e).__name__
 
 
-def describe(e: BaseException) -> str:
-    """An exception in one line, for a record."""
-    return _one_line(e)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# finding and recognising a function
+# recognising a function
 
 
 def recognise(name: str, function: Callable[..., Any], *, has_backward: bool = True) -> Implementation:
@@ -277,72 +271,13 @@ def recognise(name: str, function: Callable[..., Any], *, has_backward: bool = T
     positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     flash_attn = bool(names & {"softmax_scale", "causal", "window_size"}) and not names & {"is_causal", "attn_mask"}
     signature: Signature = "flash_attn" if flash_attn else "sdpa"
-    required = [p.name for p in parameters.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    required = [
+        p.name for p in parameters.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     if len(positional) < 3 or len(required) > 3 or any(r not in [p.name for p in positional[:3]] for r in required):
         raise UsageError(
             f"{name}({', '.join(parameters)}) has a foreign signature: expected torch's "
-            "scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, ...) "
+            "scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, ...) "
             "or flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), ...)"
         )
     return Implementation(name, function, signature, frozenset(names & _KNOWN[signature]), has_backward)
-
-
-def load(spec: str) -> Implementation:
-    """A built-in name, `package.module:function`, or `path/to/file.py:function`.
-
-    Raises:
-        UsageError: in one line, for whatever cannot be found, imported or recognised.
-    """
-    from .builtin import BUILTIN
-
-    if spec in BUILTIN:
-        return BUILTIN[spec]()
-    target, colon, attribute = spec.rpartition(":")
-    if not colon or not target or not attribute:
-        raise UsageError(
-            f"unknown implementation {spec!r}: use one of {', '.join(BUILTIN)}, or package.module:function, or file.py:function"
-        )
-    module = _import_file(Path(target)) if target.endswith(".py") else _import_module(target)
-    found: Any = module
-    for part in attribute.split("."):
-        found = getattr(found, part, None)
-    if found is None:
-        own = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
-        raise UsageError(f"{target} has no {attribute!r}; its functions are {', '.join(own[:20]) or 'none'}")
-    if not callable(found):
-        raise UsageError(f"{spec} is of type {type(found).__name__}; name a function")
-    return recognise(spec, found)
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise UsageError(f"no such file: {path}; give path/to/file.py:function")
-    name = f"flashproof_user_{path.stem}"
-    loader = importlib.util.spec_from_file_location(name, path)
-    assert loader is not None and loader.loader is not None
-    module = importlib.util.module_from_spec(loader)
-    sys.modules[name] = module
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:  # the file's own neighbours, as when it is run
-        sys.path.insert(0, folder)
-    with _importing(str(path)):
-        loader.loader.exec_module(module)
-    return module
-
-
-def _import_module(name: str) -> Any:
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:  # a script's path lacks the folder that one is in
-        sys.path.insert(0, str(Path.cwd()))
-    with _importing(name):
-        return importlib.import_module(name)
-
-
-@contextmanager
-def _importing(name: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException as e:  # noqa: BLE001  (a module may call sys.exit)
-        hint = "; install that beside flashproof" if isinstance(e, ModuleNotFoundError) else ""
-        raise UsageError(f"{name} does not import: {_one_line(e)}{hint}") from e

@@ -26,9 +26,11 @@ CASE_CHECKS = {
     "written": "every element of the results is written",
     "inputs-unchanged": "the inputs, and the memory around them, are left alone",
     "repeat": "the same bits when run again",
+    "inference": "without gradients, no error beyond the a priori bound",
     "batch-invariance": "the same bits when a batch element is alone",
 }
 _WITH_PREDICTION: tuple[TensorName, ...] = ("out", "dq", "dk", "dv")
+_FORWARD: tuple[TensorName, ...] = ("out", "lse")
 _PER_TENSOR = ("finite", "bound", "written", "repeat", "batch-invariance")
 
 
@@ -60,8 +62,14 @@ def judge(rows: Sequence[Row], budgets: Budgets, implementation: str, not_covere
         *_predictor_checks(independent, budgets, implementation),
         *_bias_checks(independent, budgets, implementation),
     ]
-    measured = {phase: len({r.case_id for r in rows if r.phase == phase and r.status == "ok"}) for phase in ("survey", "hunt")}
-    counts = Counts(cases=len({r.case_id for r in rows if r.status != "unsupported"}), survey=measured["survey"], hunt=measured["hunt"])
+    measured = {
+        phase: len({r.case_id for r in rows if r.phase == phase and r.status == "ok"}) for phase in ("survey", "hunt")
+    }
+    counts = Counts(
+        cases=len({r.case_id for r in rows if r.status != "unsupported"}),
+        survey=measured["survey"],
+        hunt=measured["hunt"],
+    )
     return Judgement(tuple(checks), tuple(cells), counts, tuple(dict.fromkeys((*not_covered, *_refused(rows)))))
 
 
@@ -85,10 +93,9 @@ def _case_checks(rows: Sequence[Row], budgets: Budgets) -> list[Check]:
     for r in rows:
         if r.tensor is not None:
             by_tensor[r.tensor].append(r)
-    for name in _PER_TENSOR:
-        for tensor in TENSORS:
-            checks.append(_tensor_check(name, tensor, by_tensor[tensor], budgets))
-    outs = [r for r in by_tensor["out"]]
+    checks += [_tensor_check(name, t, by_tensor[t], budgets) for name in _PER_TENSOR for t in TENSORS]
+    checks += [_tensor_check("inference", tensor, by_tensor[tensor], budgets) for tensor in _FORWARD]
+    outs = by_tensor["out"]
     changed = [r for r in outs if "inputs-unchanged" in _failed(r)]
     checks.append(_check("inputs-unchanged", None, bool(changed), len(outs), _some_in(changed, len(outs))))
     return checks
@@ -96,7 +103,7 @@ def _case_checks(rows: Sequence[Row], budgets: Budgets) -> list[Check]:
 
 def _tensor_check(name: str, tensor: TensorName, rows: list[Row], budgets: Budgets) -> Check:
     asked = rows
-    if name in ("written", "repeat"):
+    if name in ("written", "repeat", "inference"):
         asked = [r for r in rows if r.phase == "survey"]
     elif name == "batch-invariance":
         asked = [r for r in rows if r.phase == "survey" and (r.B or 0) > 1]
@@ -118,8 +125,10 @@ def _failed(row: Row) -> list[str]:
     return (row.failed or "").split(",")
 
 
-def _check(name: str, tensor: TensorName | None, failed: bool, n: int, detail: str) -> Check:  # noqa: FBT001
-    return Check(name=name, status="skipped" if n == 0 else "fail" if failed else "pass", tensor=tensor, n=n, detail=detail)
+def _check(name: str, tensor: TensorName | None, failed: bool, n: int, detail: str) -> Check:
+    return Check(
+        name=name, status="skipped" if n == 0 else "fail" if failed else "pass", tensor=tensor, n=n, detail=detail
+    )
 
 
 def _none_in(n: int) -> str:
@@ -167,8 +176,11 @@ def _ratio_cells(rows: list[Row], budgets: Budgets, implementation: str) -> list
         if tensor == "lse" and worse:  # its yardstick is the bound: standard's own LSE has fp32 accuracy at times
             status = "predicted"
         cells.append(
-            Cell(dtype=dtype, tensor=next(t for t in TENSORS if t == tensor), mask="all", regime=regime, n=ratios.n, ratio=math.exp(ratios.mean),
-                 low=math.exp(max(-700.0, ratios.low)), high=math.exp(min(700.0, ratios.high)), allowed=margin, status=status)
+            Cell(
+                dtype=dtype, tensor=next(t for t in TENSORS if t == tensor), mask="all", regime=regime, n=ratios.n,
+                ratio=math.exp(ratios.mean), low=math.exp(max(-700.0, ratios.low)),
+                high=math.exp(min(700.0, ratios.high)), allowed=margin, status=status,
+            )
         )  # fmt: skip
     return cells
 
@@ -195,11 +207,15 @@ def _predictor_checks(rows: list[Row], budgets: Budgets, implementation: str) ->
     checks = []
     for tensor in _WITH_PREDICTION:
         worst, failed, n = None, False, 0
-        for (dtype, regime), group in _groups((r for r in rows if r.tensor == tensor), lambda r: (str(r.dtype), str(r.regime))).items():
+        for (dtype, regime), group in _groups(
+            (r for r in rows if r.tensor == tensor), lambda r: (str(r.dtype), str(r.regime))
+        ).items():
             found = mean_interval(_log(r.envelope_ratio for r in group), budgets.ratio.confidence)
             if found.n < budgets.ratio.min_cases:
                 continue
-            margin = budgets.allowance("predictor_margin", budgets.predictor.margin, implementation, dtype, tensor, regime)
+            margin = budgets.allowance(
+                "predictor_margin", budgets.predictor.margin, implementation, dtype, tensor, regime
+            )
             n += found.n
             failed |= found.low > math.log(margin)
             if worst is None or found.low > worst[0].low:
@@ -221,8 +237,14 @@ def _bias_checks(rows: list[Row], budgets: Budgets, implementation: str) -> list
     checks = []
     for tensor in _WITH_PREDICTION:
         details, failed, n = [], False, 0
-        for (dtype,), group in _groups((r for r in rows if r.tensor == tensor and (r.elements or 0) >= 64), lambda r: (str(r.dtype),)).items():
-            excess = [r.kernel_bias - r.rounded_bias for r in group if r.kernel_bias is not None and r.rounded_bias is not None]
+        for (dtype,), group in _groups(
+            (r for r in rows if r.tensor == tensor and (r.elements or 0) >= 64), lambda r: (str(r.dtype),)
+        ).items():
+            excess = [
+                r.kernel_bias - r.rounded_bias
+                for r in group
+                if r.kernel_bias is not None and r.rounded_bias is not None
+            ]
             found = mean_interval(excess, budgets.ratio.confidence)
             if found.n < budgets.bias.min_cases:
                 continue
@@ -238,7 +260,12 @@ def _bias_checks(rows: list[Row], budgets: Budgets, implementation: str) -> list
 
 
 def verdict_of(
-    judgement: Judgement, findings: Sequence[Finding], implementation: str, budgets: Budgets, rows: Sequence[Row], seconds: float
+    judgement: Judgement,
+    findings: Sequence[Finding],
+    implementation: str,
+    budgets: Budgets,
+    rows: Sequence[Row],
+    seconds: float,
 ) -> Verdict:
     """The verdict, with the three answers and the sentence."""
     measured = judgement.counts.survey + judgement.counts.hunt
@@ -250,7 +277,9 @@ def verdict_of(
     else:
         state = "pass"
     exactness = Exactness(
-        algebraic=Answer(status="not yet measured", evidence="The kernel's source has not been run in exact arithmetic."),
+        algebraic=Answer(
+            status="not yet measured", evidence="The kernel's source has not been run in exact arithmetic."
+        ),
         bitwise=_bitwise(judgement, rows),
         accuracy=_accuracy(judgement, state),
     )
@@ -306,20 +335,25 @@ def _accuracy(judgement: Judgement, state: str) -> Answer:
 
 
 def _sentence(judgement: Judgement, implementation: str, state: str, exactness: Exactness) -> str:
-    counts = judgement.counts
+    cases = judgement.counts.survey + judgement.counts.hunt
     if state == "nothing-measured":
-        return f"{implementation}: nothing was measured that could be judged ({counts.survey + counts.hunt} cases gave a result)."
+        return f"{implementation}: nothing was measured that could be judged ({cases} cases gave a result)."
+    refused = sum(line.startswith("refused") for line in judgement.not_covered)
+    but = " It refused other cases: see what is not covered." if refused else ""
     if state == "fail":
-        names = Counter(c.name for c in judgement.failed)
-        which = ", ".join(f"{name} ({', '.join(c.tensor or 'the call' for c in judgement.failed if c.name == name)})" for name in names)
-        return f"{implementation} fails: {which}, over {counts.survey + counts.hunt} cases."
+        tensors: dict[str, list[str]] = defaultdict(list)
+        for c in judgement.failed:
+            tensors[c.name].append(c.tensor or "the call")
+        which = ", ".join(f"{name} ({', '.join(t)})" for name, t in tensors.items())
+        return f"{implementation} fails: {which}, over {cases} cases.{but}"
     worse = [c for c in judgement.cells if c.tensor != "lse" and (c.low or 0) > 1.0]
-    clause = (
-        f"; it is worse than standard attention in {len(worse)} of {len(judgement.cells)} cells, within what its roundings predict"
-        if worse else ""
-    )  # fmt: skip
+    against = "no less accurate than standard attention"
+    if worse:
+        against = (
+            f"worse than standard attention in {len(worse)} of {len(judgement.cells)} cells, as its roundings predict"
+        )
+    bits = "equals" if exactness.bitwise.status == "same bits" else "differs from"
     return (
-        f"{implementation} is as accurate as attention can be expected to be in {counts.survey + counts.hunt} cases: every error "
-        f"within its a priori bound, no bias, and {'no less accurate than standard attention' if not worse else 'as predicted'}{clause}; "
-        f"bit for bit it {'equals' if exactness.bitwise.status == 'same bits' else 'differs from'} standard attention."
+        f"{implementation} is as accurate as attention can be expected to be in {cases} cases: every error within its "
+        f"a priori bound, no bias, {against}; bit for bit it {bits} standard attention.{but}"
     )

@@ -21,7 +21,8 @@ import pebble
 from . import interrupts
 from .case import Case
 from .evaluate import Result, evaluate, lost
-from .implementation import Implementation, describe, load
+from .implementation import Implementation, describe
+from .loading import load
 from .problems import FlashproofError, LostError, UsageError
 
 T = TypeVar("T")

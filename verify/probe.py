@@ -15,6 +15,8 @@ from .inputs import DTYPES, Inputs
 
 @dataclass(frozen=True, slots=True)
 class Fact:
+    """A question, what was measured, and what the signature's convention is."""
+
     question: str
     measured: str
     expected: str
@@ -23,7 +25,11 @@ class Fact:
 def probe(implementation: Implementation, device: str) -> list[Fact]:
     """Facts, each by a run of its own; a question that the function cannot be asked says so."""
     return [
-        Fact("signature", f"{implementation.signature}, options: {', '.join(sorted(implementation.options)) or 'none'}", "sdpa or flash_attn"),
+        Fact(
+            "signature",
+            f"{implementation.signature}, options: {', '.join(sorted(implementation.options)) or 'none'}",
+            "sdpa or flash_attn",
+        ),
         *(_dtype(implementation, device, name) for name in ("fp16", "bf16", "fp32")),
         _alignment(implementation, device),
         _empty_row(implementation, device),
@@ -51,7 +57,9 @@ def has_gradients(implementation: Implementation, device: str) -> bool:
     return True
 
 
-def _run(implementation: Implementation, device: str, case: Case, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Outputs:
+def _run(
+    implementation: Implementation, device: str, case: Case, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None
+) -> Outputs:
     dtype, where = DTYPES[case.dtype], torch.device(device)
     tensors = [x.to(dtype).to(where) for x in (q, k, v, torch.ones_like(q))]
     if implementation.layout == "bshd":
@@ -61,12 +69,14 @@ def _run(implementation: Implementation, device: str, case: Case, q: Tensor, k: 
 
 
 def _case(**fields: object) -> Case:
-    base: dict[str, object] = dict(B=1, H=1, HK=1, M=3, N=5, D=16, dtype="fp16", regime="normal", seed=0, backward=False)
+    base: dict[str, object] = dict(
+        B=1, H=1, HK=1, M=3, N=5, D=16, dtype="fp16", regime="normal", seed=0, backward=False
+    )
     return Case(**{**base, **fields})  # type: ignore[arg-type]
 
 
 def _reading(case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    """q = 0 and V = unit vectors: the output is the row of weights itself."""
+    """Q = 0 and V = unit vectors: the output is the row of weights itself."""
     q, k = torch.zeros(1, case.H, case.M, case.D), torch.zeros(1, case.HK, case.N, case.D)
     return q, k, torch.eye(case.D)[: case.N].expand(1, case.HK, case.N, case.D)
 
@@ -80,7 +90,9 @@ def _measured(question: str, expected: str, measure: object) -> Fact:
 
 def _dtype(implementation: Implementation, device: str, name: str) -> Fact:
     case = _case(dtype=name, M=5)
-    return _measured(f"takes {name}", "", lambda: f"yes, returns {_run(implementation, device, case, *_reading(case)).out.dtype}")
+    return _measured(
+        f"takes {name}", "", lambda: f"yes, returns {_run(implementation, device, case, *_reading(case)).out.dtype}"
+    )
 
 
 def _alignment(implementation: Implementation, device: str) -> Fact:
@@ -107,7 +119,13 @@ def _empty_row(implementation: Implementation, device: str) -> Fact:
         row = _run(implementation, device, case, *_reading(case), mask=given).out[0, 0, 0]
         if torch.isnan(row).any():
             return "NaN"
-        return "0" if not row.any() else "mean of V" if torch.allclose(row[:3].float(), torch.tensor(1 / 3), atol=1e-2) else str(row[:3].tolist())
+        return (
+            "0"
+            if not row.any()
+            else "mean of V"
+            if torch.allclose(row[:3].float(), torch.tensor(1 / 3), atol=1e-2)
+            else str(row[:3].tolist())
+        )
 
     if implementation.lacks(case):
         return Fact("a query that sees no key", "no mask can make one", "")
@@ -123,7 +141,13 @@ def _lse_base(implementation: Implementation, device: str) -> Fact:
         lse = _run(implementation, device, case, *_reading(case)).lse
         assert lse is not None
         value = float(lse[0, 0, 0])
-        return "natural" if abs(value - 2.0794415) < 1e-3 else "base 2" if abs(value - 3) < 1e-3 else f"unknown: ln 8 came out as {value:g}"
+        return (
+            "natural"
+            if abs(value - 2.0794415) < 1e-3
+            else "base 2"
+            if abs(value - 3) < 1e-3
+            else f"unknown: ln 8 came out as {value:g}"
+        )
 
     return _measured("log-sum-exp", "natural", measure)
 

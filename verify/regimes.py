@@ -30,6 +30,8 @@ class Values:
 
 @dataclass(frozen=True, slots=True)
 class Regime:
+    """A way to draw values, and why."""
+
     name: str
     draw: Callable[[Case], Values]
     purpose: str
@@ -65,7 +67,7 @@ def _safe_scale(case: Case) -> float:
 
 
 def _first_axis(case: Case, q: float, k: NDArray[np.float64]) -> tuple[Float, Float]:
-    """q and k along the first coordinate only, so that scale q.k = q * k exactly: any logits one wishes.
+    """Q and k along the first coordinate only, so that scale q.k = q * k exactly: any logits one wishes.
 
     `k` [N] holds the logits wanted of each key; `q` is the common factor taken into q (a power of two keeps it exact).
     """
@@ -86,7 +88,9 @@ def _(case: Case) -> Values:
     return Values(**{n: Draws(case.seed, n).uniform(*s) for n, s in _shapes(case).items()})
 
 
-@regime("outlier", "N(0, 1) + N(0, 100) * Bernoulli(0.001), the heavy tails of the FlashAttention-3 paper", independent=True)
+@regime(
+    "outlier", "N(0, 1) + N(0, 100) * Bernoulli(0.001), the heavy tails of the FlashAttention-3 paper", independent=True
+)
 def _(case: Case) -> Values:
     def heavy(name: str, shape: tuple[int, ...]) -> Float:
         hit = Draws(case.seed, name, "hit").uniform(*shape) < 0.001
@@ -123,7 +127,7 @@ def _(case: Case) -> Values:
 
 
 def _matching(case: Case, target: NDArray[np.int64], nats: float, noise: dict[str, Float]) -> tuple[Float, Float]:
-    """q and k such that each query's logit of its target key [B, H, M] stands `nats` above the average key's.
+    """Q and k such that each query's logit of its target key [B, H, M] stands `nats` above the average key's.
 
     Keys are vectors of signs, nearly orthogonal to each other; a little noise makes all logits different.
     """
@@ -225,7 +229,10 @@ def _(case: Case) -> Values:
 
 
 def _edge_keys(case: Case) -> NDArray[np.int64]:
-    """[M]: for each query the index of an edge key: first, last, tile edges, the diagonal, the window's ends, one beyond."""
+    """[M]: for each query the index of an edge key.
+
+    First, last, tile edges, the diagonal, the window's ends, and one beyond.
+    """
     mask, diagonal = case.mask, np.arange(case.M)
     if mask.alignment == "bottom-right":
         diagonal = diagonal + case.N - case.M

@@ -7,7 +7,6 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -16,8 +15,7 @@ from pathlib import Path
 
 from ..reports.record import Finding, Git, Manifest, ShardWriter, Verdict, write_json_atomic, write_parquet_atomic
 from . import interrupts
-from .budgets import Budgets
-from .case import Case
+from .case import UNIT_ROUNDOFF, Case
 from .evaluate import Result
 from .findings import findings_of, write_finding
 from .hunt import hunt
@@ -27,24 +25,8 @@ from .pool import Pool
 from .probe import has_gradients
 from .problems import LostError, UsageError
 from .profiles import Profile
+from .settings import Progress, Settings
 from .survey import mask_templates, survey
-
-Progress = Callable[[str, int, int], None]  # phase, done, total
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What was asked for."""
-
-    spec: str
-    profile: Profile
-    budgets: Budgets
-    seed: int
-    device: str
-    workers: int
-    out: Path
-    command: str
-    phases: tuple[str, ...] = ("survey", "hunt")
 
 
 def prepare_folder(out: Path, *, force: bool) -> None:
@@ -114,7 +96,9 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
             raise KeyboardInterrupt
         for number, finding in enumerate(findings, start=1):
             write_finding(out / "findings", number, finding, implementation)
-        judgement = judge(rows, settings.budgets, settings.spec, [*_not_covered(implementation), *left_out])
+        judgement = judge(
+            rows, settings.budgets, settings.spec, [*_not_covered(implementation, settings.profile), *left_out]
+        )
         verdict = verdict_of(judgement, findings, settings.spec, settings.budgets, rows, time.perf_counter() - start)
         write_json_atomic(out / "verdict.json", verdict)
         write_json_atomic(out / "manifest.json", manifest)
@@ -195,15 +179,16 @@ class _Measurement:
             hunt(self.implementation, profile, dtype, self.settings.seed, evaluated)
 
 
-def _not_covered(implementation: Implementation) -> list[str]:
-    """What the function's signature leaves out."""
+def _not_covered(implementation: Implementation, profile: Profile) -> list[str]:
+    """What the function's signature leaves out, and what the profile does."""
     base = Case(B=1, H=1, HK=1, M=4, N=4, D=16, dtype="fp16", regime="normal", seed=0)
     probes = [base.with_(mask=m) for m in mask_templates()]
     probes += [base.with_(mask=m, M=3) for m in mask_templates()]
     probes += [base.with_(scale=0.5), base.with_(H=2), base]
     missing = [reason for p in probes if (reason := implementation.lacks(p)) is not None]
-    if implementation.lse_option is None:
-        missing.append("the log-sum-exp")
+    missing.append("the log-sum-exp" if implementation.lse_option is None else "the gradient of the log-sum-exp")
+    missing.append(f"sequences longer than {profile.max_length}, head dimensions other than those of the profile")
+    missing += [f"{d} inputs" for d in UNIT_ROUNDOFF if d not in profile.dtypes]
     return list(dict.fromkeys(missing))
 
 

@@ -10,14 +10,14 @@ import zlib
 from importlib.resources import files
 from pathlib import Path
 
-
 import jinja2
 import torch
 from torch import Tensor
 
 from ..reports.record import Finding
 from .case import Case
-from .evaluate import in_its_own_layout, reference
+from .evaluate import in_its_own_layout
+from .expected import reference
 from .implementation import Implementation
 from .inputs import build
 
@@ -29,17 +29,19 @@ def script_of(finding: Finding, case: Case, implementation: Implementation) -> s
     visible, bias = inputs.mask.rows(0, case.M, case.M, case.N, torch.device("cpu"))
     known = reference(case, inputs)
     bound, envelope = known.bound.get(finding.tensor or ""), known.envelope.get(finding.tensor or "")
-    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False).from_string(  # noqa: S701  (Python, not HTML)
-        files(__package__).joinpath("script.py.j2").read_text()
-    )
+    template = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
+    ).from_string(files(__package__).joinpath("script.py.j2").read_text())
     return template.render(
-        finding=finding, case=case, load=_load_code(implementation), flash_attn=implementation.signature == "flash_attn",
-        lse_option=implementation.lse_option,
+        finding=finding, case=case, load=_load_code(implementation),
+        flash_attn=implementation.signature == "flash_attn",
+        lse_option=implementation.lse_option, needs_gradients=case.backward and finding.check != "inference",
         tensors={n: _literal(getattr(inputs, n)) for n in ("q", "k", "v", "do")},
         options={k: _literal(v) if isinstance(v, Tensor) else repr(v) for k, v in options.items()},
         visible=_literal(visible.expand(case.B, case.H, case.M, case.N).contiguous()),
         bias=None if bias is None else _literal(bias.expand(case.B, case.H, case.M, case.N).contiguous()),
-        bound=None if bound is None else _literal(bound), allowed_rms=(envelope or 0.0) * finding.allowed, scale=case.softmax_scale,
+        bound=None if bound is None else _literal(bound), allowed_rms=(envelope or 0.0) * finding.allowed,
+        scale=case.softmax_scale,
     )  # fmt: skip
 
 
@@ -69,7 +71,9 @@ def _load_code(implementation: Implementation) -> str:
         return _SDPA.format(backend=_BACKENDS[name])
     target, colon, attribute = name.rpartition(":")
     if not colon:
-        return f"from flashproof.verify.implementation import load  # a built-in of flashproof\n\nattention = load({name!r}).function\n"
+        return (
+            f"from flashproof.verify.loading import load  # a built-in of it\n\nattention = load({name!r}).function\n"
+        )
     if target.endswith(".py"):
         path = Path(target).resolve()
         return (
@@ -80,5 +84,3 @@ def _load_code(implementation: Implementation) -> str:
             f"spec.loader.exec_module(module)\nattention = module.{attribute}\n"
         )
     return f"import {target}\n\nattention = {target}.{attribute}\n"
-
-

@@ -65,6 +65,7 @@ def shuffled(items: Sequence[T], draws: Draws) -> list[T]:
 
 
 def lengths_up_to(limit: int) -> tuple[int, ...]:
+    """The lengths worth having, up to a profile's limit."""
     return tuple(n for n in LENGTHS if n <= limit)
 
 
@@ -119,7 +120,7 @@ def _draw(draws: Draws, profile: Profile, dtype: Any, regime: str, mask: MaskRec
         N = 0
     H, HK = draws.choice(HEADS)
     B = draws.choice((1, 1, 2, 2, 3))
-    while B * H * M * N > 4 * profile.max_length**2 and (B > 1 or H > HK):
+    while 4 * profile.max_length**2 < B * H * M * N and (B > 1 or H > HK):
         B, H = max(1, B - 1), H if B > 1 else HK
     if mask.window is not None:
         mask = MaskRecipe(mask.causal, draws.choice(WINDOWS), mask.alignment, mask.boolean, mask.bias, mask.key_lengths)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..reference import attention
 from ..reference.certified import Certified, certified, distance
 from .case import Case, MaskRecipe
+from .expected import max_logit
 from .inputs import build
 from .regimes import REGIMES
 
@@ -31,8 +32,6 @@ class Straightness:
 
 def yardstick(seed: int, bits: int) -> list[Straightness]:
     """Every regime in both half dtypes, without a mask and with a causal one: N = 48, D = 16."""
-    from .evaluate import max_logit
-
     rows = []
     for name in REGIMES:
         for dtype, mask in (("fp16", MaskRecipe()), ("bf16", MaskRecipe(causal=True, alignment="bottom-right"))):

@@ -1,0 +1,77 @@
+"""Everything that is known of a case without running the kernel: truth, standard attention, bounds, predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..reference import attention as truth_of
+from ..reference import bounds, predictors, standard
+from ..reference.arrangements import ANY, FLASH, STANDARD
+from ..reference.masks import Mask
+from .case import Case
+from .inputs import DTYPES, Inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Everything that is known of a case without running the kernel."""
+
+    truth: dict[str, Tensor]  # float64
+    standard: dict[str, Tensor]
+    bound: dict[str, Tensor]
+    natural_scale: dict[str, float]  # u rms(S)
+    predicted: dict[str, float | None]  # RMS error of the flash arrangement
+    envelope: dict[str, float | None]  # the larger of flash's and standard's
+    max_logit: float
+
+
+def reference(case: Case, inputs: Inputs) -> Reference:
+    """Truth, standard attention, bounds and predictors of a case."""
+    q, k, v, do, mask, scale = inputs.q, inputs.k, inputs.v, inputs.do, inputs.mask, case.softmax_scale
+    grad = do if case.backward else None
+    fwd = truth_of.forward(q, k, v, mask, scale)
+    std = standard.forward(q, k, v, mask, scale)
+    truth, usual = {"out": fwd.o, "lse": fwd.lse}, {"out": std.o, "lse": std.lse}
+    gradients = None
+    if grad is not None:
+        gradients = truth_of.backward(q, k, v, grad, mask, scale)
+        usual_gradients = standard.backward(q, k, v, grad, mask, scale)
+        for name in ("dq", "dk", "dv"):
+            truth[name] = getattr(gradients, name)
+            usual[name] = getattr(usual_gradients, name)
+    certified = bounds.certify(q, k, v, grad, mask, scale, ANY, fwd, gradients)
+    scales = predictors.natural_scales(q, k, v, grad, mask, scale, fwd)
+    flash, usual_too = (predictors.predict(q, k, v, grad, mask, scale, a, fwd, gradients) for a in (FLASH, STANDARD))
+    expected = {n: getattr(flash, n, None) for n in truth}
+    envelope = {n: None if p is None else max(p, getattr(usual_too, n)) for n, p in expected.items()}
+    u = case.unit_roundoff
+    natural = {n: u * _rms(s) for n in truth if (s := getattr(scales, n, None)) is not None}
+    natural["lse"] = 2.0**-24 * _rms(torch.clamp(torch.where(torch.isfinite(fwd.lse), fwd.lse, 0.0).abs(), min=1.0))
+    return Reference(
+        truth=truth, standard=usual, bound={n: getattr(certified, n) for n in truth}, natural_scale=natural,
+        predicted=expected, envelope=envelope, max_logit=max_logit(q, k, scale, mask),
+    )  # fmt: skip
+
+
+def max_logit(q: Tensor, k: Tensor, scale: float, mask: Mask) -> float:
+    """The largest |logit| of a visible key."""
+    if q.shape[2] == 0 or k.shape[2] == 0:
+        return 0.0
+    B, H, M, D = q.shape
+    HK, N = k.shape[1:3]
+    s = scale * (q.double().reshape(B, HK, H // HK * M, D) @ k.double().mT)
+    visible, bias = mask.rows(0, M, M, N, q.device)
+    s = s.reshape(B, H, M, N) + (0.0 if bias is None else bias)
+    return float(torch.where(visible.expand_as(s), s.abs(), torch.zeros_like(s)).max())
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt()) if x.numel() else 0.0
+
+
+def dtype_of(name: str, case: Case) -> torch.dtype:
+    """The format in whose ulps a tensor's errors are told: the LSE is fp32 whatever the inputs are."""
+    return torch.float32 if name == "lse" else DTYPES[case.dtype]

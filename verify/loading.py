@@ -1,0 +1,76 @@
+"""Finding an implementation: a built-in name, `package.module:function`, or `path/to/file.py:function`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .builtin import BUILTIN
+from .implementation import Implementation, describe, recognise
+from .problems import UsageError
+
+
+def load(spec: str) -> Implementation:
+    """A built-in name, `package.module:function`, or `path/to/file.py:function`.
+
+    Raises:
+        UsageError: in one line, for whatever cannot be found, imported or recognised.
+    """
+    if spec in BUILTIN:
+        return BUILTIN[spec]()
+    target, colon, attribute = spec.rpartition(":")
+    if not colon or not target or not attribute:
+        raise UsageError(
+            f"unknown implementation {spec!r}: use one of {', '.join(BUILTIN)}, "
+            "or package.module:function, or file.py:function"
+        )
+    module = _import_file(Path(target)) if target.endswith(".py") else _import_module(target)
+    found: Any = module
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if found is None:
+        own = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
+        raise UsageError(f"{target} has no {attribute!r}; its functions are {', '.join(own[:20]) or 'none'}")
+    if not callable(found):
+        raise UsageError(f"{spec} is of type {type(found).__name__}; name a function")
+    return recognise(spec, found)
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(f"no such file: {path}; give path/to/file.py:function")
+    name = f"flashproof_user_{path.stem}"
+    loader = importlib.util.spec_from_file_location(name, path)
+    assert loader is not None and loader.loader is not None
+    module = importlib.util.module_from_spec(loader)
+    sys.modules[name] = module
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:  # the file's own neighbours, as when it is run
+        sys.path.insert(0, folder)
+    with _importing(str(path)):
+        loader.loader.exec_module(module)
+    return module
+
+
+def _import_module(name: str) -> Any:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:  # a script's path lacks the folder that one is in
+        sys.path.insert(0, str(Path.cwd()))
+    with _importing(name):
+        return importlib.import_module(name)
+
+
+@contextmanager
+def _importing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:
+        hint = "; install that beside flashproof" if isinstance(e, ModuleNotFoundError) else ""
+        raise UsageError(f"{name} does not import: {describe(e)}{hint}") from e
