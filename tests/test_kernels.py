@@ -63,7 +63,7 @@ def test_head_dims(D):
     assert_right(D=D, M=20, N=37, B=1)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "bshd", "packed", "gaps", "expanded"])
+@pytest.mark.parametrize("layout", ["contiguous", "bshd", "packed", "gaps", "columns", "expanded"])
 def test_layouts(layout):
     assert_right(layout=layout)
 

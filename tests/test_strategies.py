@@ -122,7 +122,7 @@ def test_regimes_reach_their_mechanisms():
     assert (best == needle.N - 1).any() and (best == diagonal).any() and (best == diagonal + 1).any()
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "bshd", "packed", "gaps", "expanded"])
+@pytest.mark.parametrize("layout", ["contiguous", "bshd", "packed", "gaps", "columns", "expanded"])
 def test_layouts_change_memory_and_not_values(layout):
     plain, other = build(BASE), build(BASE.with_(layout=layout))
     if layout != "expanded":
@@ -131,10 +131,24 @@ def test_layouts_change_memory_and_not_values(layout):
     assert (layout == "contiguous") == all(getattr(other, n).is_contiguous() for n in ("q", "k", "v", "do"))
     if layout == "expanded":
         assert strides["do"][2] == 0
+    if layout == "columns":
+        assert strides["q"][3] == BASE.M
     if layout == "gaps":
         assert other.q.storage_offset() % 2 == 1
         storage = torch.empty(0, dtype=torch.float16).set_(other.q.untyped_storage())
         assert torch.isnan(storage).sum() == storage.numel() - other.q.numel()
+
+
+def test_masks_come_in_every_shape_that_broadcasts():
+    masks = [build(BASE.with_(mask=MaskRecipe(boolean="random"), B=2, seed=s)).mask.allowed for s in range(60)]
+    assert {tuple(m.shape) for m in masks} == {
+        (2, 2, 40, 48),
+        (2, 1, 40, 48),
+        (1, 2, 40, 48),
+        (1, 1, 40, 48),
+        (40, 48),
+        (2, 40, 48),
+    }
 
 
 def test_fully_masked_rows_and_first_tiles_occur():
@@ -164,7 +178,7 @@ def test_survey_covers_what_it_promises(quick):
     assert {c.regime for c in quick} == set(REGIMES)
     assert {c.dtype for c in quick} == {"fp16", "bf16"}
     assert {str(c.mask) for c in quick} == {str(m) for m in mask_templates()}
-    assert {c.layout for c in quick} == {"contiguous", "bshd", "packed", "gaps", "expanded"}
+    assert {c.layout for c in quick} == {"contiguous", "bshd", "packed", "gaps", "columns", "expanded"}
     for promise in (
         lambda c: c.M == 0,
         lambda c: c.N == 0,

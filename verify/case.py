@@ -18,7 +18,7 @@ from .problems import UsageError
 
 DType = Literal["fp16", "bf16", "fp32"]
 Alignment = Literal["top-left", "bottom-right"]
-Layout = Literal["contiguous", "bshd", "packed", "gaps", "expanded"]
+Layout = Literal["contiguous", "bshd", "packed", "gaps", "columns", "expanded"]
 BooleanMask = Literal["random", "empty-rows", "first-tile"]
 Bias = Literal["random", "hidden", "alibi"]
 
@@ -117,7 +117,11 @@ class Case:
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON has it: a window is a list."""
+        fields = asdict(self)
+        if self.mask.window is not None:
+            fields["mask"]["window"] = list(self.mask.window)
+        return fields
 
     def to_json(self) -> str:
         """Canonical JSON: the argument of `flashproof replay`."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.interpreter import KernelError
 from ..reports.record import Row
 from . import guards, single
 from .case import Case
@@ -55,6 +56,7 @@ def evaluate(
     if lacking is not None:
         return _without_result(case, phase, "unsupported", f"has no option for {lacking}", start)
     inputs = build(in_its_own_layout(case, implementation)).to(torch.device(device))
+    known = reference(case, inputs)  # before the kernel has had a chance to change the inputs
     before = guards.checksums(inputs)
     try:
         outputs = guards.poisoned(implementation, case, inputs)
@@ -65,7 +67,6 @@ def evaluate(
     except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)
         return _without_result(case, phase, "raised", describe(e) + _where(e), start)
     checks = [guards.inputs_unchanged(before, inputs)]
-    known = reference(case, inputs)
     rows = []
     for name, value in outputs.tensors().items():
         errors = measure(value, known.truth[name], dtype_of(name, case))
@@ -102,7 +103,9 @@ def in_its_own_layout(case: Case, implementation: Implementation) -> Case:
 
 
 def _where(e: BaseException) -> str:
-    """The innermost frame of user code, for the message."""
+    """The innermost frame of user code, for the message; a kernel's own error names its line already."""
+    if isinstance(e, KernelError):
+        return ""
     frames = [
         f
         for f in traceback.extract_tb(e.__traceback__)

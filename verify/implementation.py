@@ -33,9 +33,11 @@ _KNOWN = {
     "flash_attn": {"dropout_p", "softmax_scale", "causal", "window_size", "softcap", "alibi_slopes", "deterministic",
                    *_LSE_OPTIONS},
 }  # fmt: skip
-#: how libraries word a RuntimeError that means "I do not do this"
+#: how kernels say that they do not do this; any other ValueError or RuntimeError is a crash
 _REFUSAL = re.compile(
-    r"not (yet |currently )?(support|implement)|unsupported|only supports?|no viable|no available kernel", re.IGNORECASE
+    r"not (yet |currently )?(support|implement|allow)|unsupported|only (support|accept|work)|no viable"
+    r"|no available kernel|must (be|have)|should be|requires?\b|divisible|multiple of|contiguous",
+    re.IGNORECASE,
 )
 
 
@@ -72,6 +74,7 @@ class Implementation:
     signature: Signature
     options: frozenset[str]
     has_backward: bool = True
+    unbounded: int | None = None  # how its window option writes a side without a limit
 
     @property
     def alignment(self) -> str:
@@ -137,9 +140,9 @@ class Implementation:
             result = self._forward(case, inputs, leaves)
         except KernelError:
             raise
-        except (NotImplementedError, ValueError, AssertionError) as e:
+        except (NotImplementedError, AssertionError) as e:
             raise RefusedError(describe(e)) from e
-        except RuntimeError as e:
+        except (ValueError, RuntimeError) as e:
             if _REFUSAL.search(str(e)):
                 raise RefusedError(describe(e)) from e
             raise
@@ -175,7 +178,7 @@ class Implementation:
         if case.scale is not None:
             options["softmax_scale"] = case.scale
         if case.mask.window is not None:
-            options["window_size"] = tuple(-1 if w is None else w for w in case.mask.window)
+            options["window_size"] = self._window(case.mask.window)
         if self.lse_option:
             options[self.lse_option] = True
         return options
@@ -208,12 +211,17 @@ class Implementation:
         if case.H != case.HK:
             options["enable_gqa"] = True
         if case.mask.window is not None:
-            options[next(o for o in _WINDOW_OPTIONS if o in self.options)] = case.mask.window
+            options[next(o for o in _WINDOW_OPTIONS if o in self.options)] = self._window(case.mask.window)
         if "alignment" in self.options:
             options["alignment"] = case.mask.alignment
         if self.lse_option:
             options[self.lse_option] = True
         return options
+
+    def _window(self, window: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
+        """The window as the function's own default writes an unbounded side: -1 or None."""
+        left, right = (self.unbounded if w is None else w for w in window)
+        return left, right
 
     def _unpack(self, result: Any, case: Case, device: torch.device) -> tuple[Tensor, Tensor | None]:
         lse = None
@@ -280,4 +288,9 @@ def recognise(name: str, function: Callable[..., Any], *, has_backward: bool = T
             "scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, ...) "
             "or flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), ...)"
         )
-    return Implementation(name, function, signature, frozenset(names & _KNOWN[signature]), has_backward)
+    options = frozenset(names & _KNOWN[signature])
+    default = next((parameters[o].default for o in _WINDOW_OPTIONS if o in options), None)
+    written_as = -1 if isinstance(default, (tuple, list)) and -1 in default else None
+    if default is None and signature == "flash_attn":
+        written_as = -1
+    return Implementation(name, function, signature, options, has_backward, written_as)

@@ -47,7 +47,8 @@ class Inputs:
         m = self.mask
 
         def one(x: Tensor | None) -> Tensor | None:
-            return x if x is None or x.shape[0] == 1 else x[b : b + 1]
+            shared = x is None or (x.dim() < 4 and x.dim() != 1) or x.shape[0] == 1
+            return x if x is None or shared else x[b : b + 1]
 
         mask = Mask(causal=m.causal, window=m.window, alignment=m.alignment, allowed=one(m.allowed), bias=one(m.bias),
                     key_lengths=one(m.key_lengths))  # fmt: skip
@@ -94,6 +95,8 @@ def _place(x: Tensor, layout: str, spread: int = 0) -> Tensor:
     """The same values in another memory layout; `spread` makes the gaps of different tensors differ."""
     if layout == "bshd":  # [B, S, H, D] in memory
         return x.transpose(1, 2).contiguous().transpose(1, 2)
+    if layout == "columns":  # the head dimension strides
+        return x.transpose(2, 3).contiguous().transpose(2, 3)
     if layout == "gaps":  # every stride padded, an odd storage offset, poison in between and around
         B, H, S, D = x.shape
         row = D + 3 + spread
@@ -121,11 +124,11 @@ def _mask(case: Case) -> Mask:
     recipe, (B, H, M, N) = case.mask, (case.B, case.H, case.M, case.N)
     allowed = bias = lengths = None
     draws = Draws(case.seed, "mask")
-    shape = draws.choice(((B, H, M, N), (B, 1, M, N), (1, H, M, N), (1, 1, M, N)))
+    shape = draws.choice(((B, H, M, N), (B, 1, M, N), (1, H, M, N), (1, 1, M, N), (M, N), (H, M, N)))
     if recipe.boolean is not None:
         seen = torch.from_numpy(Draws(case.seed, "boolean").uniform(*shape) < 0.7)
         if recipe.boolean == "empty-rows":
-            seen &= torch.from_numpy(Draws(case.seed, "rows").uniform(*shape[:3], 1) < 0.7)
+            seen &= torch.from_numpy(Draws(case.seed, "rows").uniform(*shape[:-1], 1) < 0.7)
         elif recipe.boolean == "first-tile":
             seen[..., : min(32, max(0, N - 1))] = False
         allowed = seen

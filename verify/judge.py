@@ -307,6 +307,7 @@ def _bitwise(judgement: Judgement, rows: Sequence[Row]) -> Answer:
             f"batch elements change with their company in {', '.join(f'{c.tensor} ({c.detail})' for c in differing)}"
             if differing else f"batch elements do not depend on their company ({batch[0].n} cases)"
         )  # fmt: skip
+    stable = stable and bool(shares)
     if shares:
         identical = sum(s == 1.0 for s in shares)
         parts.append(f"{sum(shares) / len(shares):.0%} of the output's elements have standard attention's bits, "
@@ -317,7 +318,7 @@ def _bitwise(judgement: Judgement, rows: Sequence[Row]) -> Answer:
 
 def _accuracy(judgement: Judgement, state: str) -> Answer:
     bounds = _of(judgement, "bound")
-    if not bounds:
+    if not bounds or state == "nothing-measured":
         return Answer(status="not measured", evidence="No case gave a result.")
     names = ("returns", "finite", "bound", "written", "inputs-unchanged", "ratio", "predictor", "bias")
     failed = [c for name in names for c in _of(judgement, name) if c.status == "fail"]
@@ -346,14 +347,17 @@ def _sentence(judgement: Judgement, implementation: str, state: str, exactness: 
             tensors[c.name].append(c.tensor or "the call")
         which = ", ".join(f"{name} ({', '.join(t)})" for name, t in tensors.items())
         return f"{implementation} fails: {which}, over {cases} cases.{but}"
-    worse = [c for c in judgement.cells if c.tensor != "lse" and (c.low or 0) > 1.0]
-    against = "no less accurate than standard attention"
+    claims = ["every error within its a priori bound"]
+    if _of(judgement, "bias"):
+        claims.append("no bias")
+    cells = [c for c in judgement.cells if c.tensor != "lse"]
+    worse = [c for c in cells if (c.low or 0) > 1.0]
     if worse:
-        against = (
-            f"worse than standard attention in {len(worse)} of {len(judgement.cells)} cells, as its roundings predict"
-        )
+        claims.append(f"worse than standard attention in {len(worse)} of {len(cells)} cells, as its roundings predict")
+    elif cells:
+        claims.append(f"in none of {len(cells)} cells measurably less accurate than standard attention")
     bits = "equals" if exactness.bitwise.status == "same bits" else "differs from"
     return (
-        f"{implementation} is as accurate as attention can be expected to be in {cases} cases: every error within its "
-        f"a priori bound, no bias, {against}; bit for bit it {bits} standard attention.{but}"
+        f"{implementation} is as accurate as attention can be expected to be in {cases} cases: {', '.join(claims)}; "
+        f"bit for bit it {bits} standard attention.{but}"
     )

@@ -56,5 +56,5 @@ def cases(
         seed=draw(st.integers(0, 2**31 - 1)),
         scale=draw(st.sampled_from(tuple(dict.fromkeys(SCALES)))),
         mask=draw(masks()),
-        layout=draw(st.sampled_from(("contiguous", "bshd", "packed", "gaps", "expanded"))),
+        layout=draw(st.sampled_from(("contiguous", "bshd", "packed", "gaps", "columns", "expanded"))),
     )  # fmt: skip

@@ -21,7 +21,7 @@ T = TypeVar("T")
 LENGTHS = (1, 2, 3, 5, 7, 13, 15, 16, 17, 23, 31, 32, 33, 47, 61, 63, 64, 65, 79, 95, 96, 97, 113, 127, 128, 129, 130,
            191, 193, 251, 255, 256, 257, 299, 383, 385, 509, 511, 512, 513, 769, 1021, 1023, 1024, 1025)  # fmt: skip
 HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (3, 1), (4, 4), (6, 2), (6, 3))
-LAYOUTS = ("contiguous", "contiguous", "contiguous", "bshd", "packed", "gaps", "expanded")
+LAYOUTS = ("contiguous", "contiguous", "contiguous", "bshd", "packed", "gaps", "columns", "expanded")
 #: None stands for 1/sqrt(D)
 SCALES = (None, None, None, None, None, 0.125, 1.0, 0.25, 0.0, -0.2, 0.3, 0.07)
 WINDOWS = ((0, 0), (1, 0), (3, 5), (0, 2), (16, 16), (31, 0), (40, None), (None, 2), (7, 33))
