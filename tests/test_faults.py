@@ -47,7 +47,9 @@ def run(*arguments, cwd):
     )
 
 
-@pytest.mark.parametrize("kernel", ["tiled.py:attention", "flash_attn_like.py:flash_attn_func"])
+@pytest.mark.parametrize(
+    "kernel", ["tiled.py:attention", "flash_attn_like.py:flash_attn_func", "triton_forward.py:attention"]
+)
 def test_correct_kernels_pass_unconfigured(kernel, tmp_path):
     done = run("verify", KERNELS / kernel, "--workers", 1, "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
@@ -81,6 +83,46 @@ def test_faults_are_found(fault, tmp_path):
         assert_minimal(finding, f"{tmp_path}/kernel.py:attention")
         assert_replays(path, finding, tmp_path)
         assert_script_shows_it(path.with_suffix(".py"), tmp_path)
+
+
+def test_a_window_off_by_one(tmp_path):
+    text = (KERNELS / "flash_attn_like.py").read_text()
+    assert text.count("j >= i - left") == 1
+    (tmp_path / "kernel.py").write_text(text.replace("j >= i - left", "j > i - left"))
+    done = run(
+        "verify",
+        "kernel.py:flash_attn_func",
+        "--workers",
+        1,
+        "--cases",
+        100,
+        "--examples",
+        0,
+        "--out",
+        "run",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-2000:]
+    finding = json.loads((tmp_path / "run" / "findings" / "001.json").read_text())
+    assert finding["case"]["mask"]["window"] is not None
+    assert run("replay", "run/findings/001.json", cwd=tmp_path).returncode == 1
+    assert_script_shows_it(tmp_path / "run" / "findings" / "001.py", tmp_path)
+
+
+def test_an_out_of_bounds_read_in_triton(tmp_path):
+    """Named with the kernel's source line, and shown by the script as a fault of memory protection."""
+    text = (KERNELS / "triton_forward.py").read_text()
+    line = "k = tl.load(K + head * N * D + on[:, None] * D + od[None, :], mask=inside, other=0.0)"
+    assert text.count(line) == 1
+    (tmp_path / "kernel.py").write_text(text.replace(line, line.replace("mask=inside", "mask=od[None, :] < D")))
+    done = run(
+        "verify", "kernel.py:attention", "--workers", 1, "--cases", 40, "--examples", 0, "--out", "run", cwd=tmp_path
+    )
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-2000:]
+    finding = json.loads((tmp_path / "run" / "findings" / "001.json").read_text())
+    number = text[: text.index(line)].count("\n") + 1
+    assert "out-of-bounds read" in finding["detail"] and f"kernel.py:{number}]" in finding["detail"]
+    assert_script_shows_it(tmp_path / "run" / "findings" / "001.py", tmp_path)
 
 
 def fails(case, spec, statistical):
