@@ -33,6 +33,8 @@ _KNOWN = {
     "flash_attn": {"dropout_p", "softmax_scale", "causal", "window_size", "softcap", "alibi_slopes", "deterministic",
                    *_LSE_OPTIONS},
 }  # fmt: skip
+#: options that a signature may have and no case uses
+UNTESTED = ("dropout_p", "softcap", "alibi_slopes", "deterministic")
 #: how kernels say that they do not do this; any other ValueError or RuntimeError is a crash
 _REFUSAL = re.compile(
     r"not (yet |currently )?(support|implement|allow)|unsupported|only (support|accept|work)|no viable"

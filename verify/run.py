@@ -19,7 +19,7 @@ from .case import UNIT_ROUNDOFF, Case
 from .evaluate import Result
 from .findings import findings_of, write_finding
 from .hunt import hunt
-from .implementation import Implementation
+from .implementation import UNTESTED, Implementation
 from .judge import judge, verdict_of
 from .pool import Pool
 from .probe import has_gradients
@@ -187,6 +187,7 @@ def _not_covered(implementation: Implementation, profile: Profile) -> list[str]:
     probes += [base.with_(scale=0.5), base.with_(H=2), base]
     missing = [reason for p in probes if (reason := implementation.lacks(p)) is not None]
     missing.append("the log-sum-exp" if implementation.lse_option is None else "the gradient of the log-sum-exp")
+    missing += [f"the option {o}" for o in UNTESTED if o in implementation.options]
     missing.append(f"sequences longer than {profile.max_length}, head dimensions other than those of the profile")
     missing += [f"{d} inputs" for d in UNIT_ROUNDOFF if d not in profile.dtypes]
     return list(dict.fromkeys(missing))
@@ -204,7 +205,7 @@ def _manifest(settings: Settings, implementation: Implementation) -> Manifest:
     return Manifest(
         schema=1, implementation=settings.spec, profile=settings.profile.name, seed=settings.seed,
         created=datetime.now(UTC).isoformat(timespec="seconds"), command=settings.command,
-        device="cpu (interpreted)" if settings.device == "cpu" else settings.device, versions=versions,
+        device="cpu (Triton kernels interpreted)" if settings.device == "cpu" else settings.device, versions=versions,
         machine={"cpu": _cpu(), "cores": os.cpu_count() or 1, "platform": platform.platform()}, git=_git(),
         conventions=dict(implementation.conventions()),
         profile_settings={k: list(v) if isinstance(v, tuple) else v for k, v in profile.items()},
