@@ -109,6 +109,17 @@ def test_a_window_off_by_one(tmp_path):
     assert_script_shows_it(tmp_path / "run" / "findings" / "001.py", tmp_path)
 
 
+def test_triton_s_own_interpreter_stays_out_of_the_way(tmp_path, monkeypatch):
+    """It multiplies the bit patterns of bf16: its garbage must never be reported as a kernel's failure."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    text = (KERNELS / "triton_forward.py").read_text()
+    assert text.count("import torch\n") == 1
+    asking = text.replace("import torch\n", "import os\nos.environ['TRITON_INTERPRET'] = '1'\nimport torch\n")
+    (tmp_path / "kernel.py").write_text(asking)
+    done = run("survey", "kernel.py:attention", "--workers", 1, "--cases", 40, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+
+
 def test_an_out_of_bounds_read_in_triton(tmp_path):
     """Named with the kernel's source line, and shown by the script as a fault of memory protection."""
     text = (KERNELS / "triton_forward.py").read_text()

@@ -15,8 +15,9 @@ from flashproof.verify.case import Case, MaskRecipe
 from flashproof.verify.errors import bound_ratio, floored_log_ratio, measure, rounded, same_bits, ulp
 from flashproof.verify.evaluate import evaluate
 from flashproof.verify.implementation import recognise
-from flashproof.verify.judge import judge, verdict_of
+from flashproof.verify.judge import judge
 from flashproof.verify.statistics import mean_interval, rule_of_three, student_quantile
+from flashproof.verify.verdict import verdict_of
 
 BUDGETS = budgets.load()
 CASE = Case(B=2, H=2, HK=1, M=30, N=40, D=16, dtype="bf16", regime="normal", seed=11)

@@ -198,7 +198,8 @@ def gate(run_folder: Path, budgets_file: Path | None) -> None:
     from ..reports import record
     from . import budgets
     from .console import Console
-    from .judge import judge, verdict_of
+    from .judge import judge
+    from .verdict import verdict_of
 
     limits = budgets.load(budgets_file)
     loaded = record.load(run_folder)
@@ -318,6 +319,7 @@ def main() -> None:
     from ..reports.record import RecordError
 
     interrupts.heed_termination()
+    os.environ.pop("TRITON_INTERPRET", None)  # before triton is imported: its own interpreter cannot do bf16
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.devnull)  # else it leaves a folder where the user is
     try:
         cli.main(standalone_mode=False)

@@ -1,4 +1,4 @@
-"""From rows to a verdict: every check of a run, the cells behind them, and the sentence that answers the questions.
+"""From rows to checks: every question of a run answered, and the cells behind the answers.
 
 A pure function of the record: `verify` and `gate` call it with the same rows and get the same answer.
 """
@@ -9,9 +9,8 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from ..reports.record import Answer, Cell, Check, Counts, Exactness, Finding, Row, Verdict
+from ..reports.record import Cell, Check, Counts, Row
 from ..reports.record import Tensor as TensorName
 from .budgets import Budgets
 from .regimes import REGIMES
@@ -32,9 +31,6 @@ CASE_CHECKS = {
 _WITH_PREDICTION: tuple[TensorName, ...] = ("out", "dq", "dk", "dv")
 _FORWARD: tuple[TensorName, ...] = ("out", "lse")
 _PER_TENSOR = ("finite", "bound", "written", "repeat", "batch-invariance")
-
-
-State = Literal["pass", "fail", "nothing-measured"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +145,8 @@ def _groups(rows: Iterable[Row], key: Callable[[Row], tuple[str, ...]]) -> dict[
     return dict(sorted(groups.items()))
 
 
-def _known(values: Iterable[float | None]) -> list[float]:
+def known(values: Iterable[float | None]) -> list[float]:
+    """The finite values among those that were measured."""
     return [v for v in values if v is not None and math.isfinite(v)]
 
 
@@ -165,7 +162,7 @@ def _ratio_cells(rows: list[Row], budgets: Budgets, implementation: str) -> list
     """
     cells = []
     for (dtype, tensor, regime), group in _groups(rows, lambda r: (str(r.dtype), str(r.tensor), str(r.regime))).items():
-        ratios = mean_interval(_known(r.log_ratio for r in group), budgets.ratio.confidence)
+        ratios = mean_interval(known(r.log_ratio for r in group), budgets.ratio.confidence)
         if ratios.n < budgets.ratio.min_cases:
             continue
         margin = budgets.allowance("ratio_margin", budgets.ratio.margin, implementation, dtype, tensor, regime)
@@ -254,110 +251,3 @@ def _bias_checks(rows: list[Row], budgets: Budgets, implementation: str) -> list
             details.append(f"{dtype} {found.mean:+.3f} ulp (t = {found.t:.1f}, n = {found.n})")
         checks.append(_check("bias", tensor, failed, n, "; ".join(details) or "not measured"))
     return checks
-
-
-# -- the verdict -------------------------------------------------------------------------------------------------------
-
-
-def verdict_of(
-    judgement: Judgement,
-    findings: Sequence[Finding],
-    implementation: str,
-    budgets: Budgets,
-    rows: Sequence[Row],
-    seconds: float,
-) -> Verdict:
-    """The verdict, with the three answers and the sentence."""
-    measured = judgement.counts.survey + judgement.counts.hunt
-    state: State
-    if judgement.failed:
-        state = "fail"
-    elif measured < budgets.coverage.min_cases:
-        state = "nothing-measured"
-    else:
-        state = "pass"
-    exactness = Exactness(
-        algebraic=Answer(
-            status="not yet measured", evidence="The kernel's source has not been run in exact arithmetic."
-        ),
-        bitwise=_bitwise(judgement, rows),
-        accuracy=_accuracy(judgement, state),
-    )
-    return Verdict(
-        implementation=implementation, verdict=state, sentence=_sentence(judgement, implementation, state, exactness),
-        exactness=exactness, checks=judgement.checks, findings=tuple(findings), cells=judgement.cells,
-        not_covered=judgement.not_covered, counts=judgement.counts, seconds=round(seconds, 2),
-    )  # fmt: skip
-
-
-def _of(judgement: Judgement, name: str) -> list[Check]:
-    return [c for c in judgement.checks if c.name == name and c.status != "skipped"]
-
-
-def _bitwise(judgement: Judgement, rows: Sequence[Row]) -> Answer:
-    repeat, batch = _of(judgement, "repeat"), _of(judgement, "batch-invariance")
-    shares = _known(r.bitwise_standard for r in rows if r.tensor == "out" and r.phase == "survey" and r.elements)
-    if not repeat:
-        return Answer(status="not measured", evidence="No case gave a result.")
-    stable = all(c.status == "pass" for c in repeat)
-    differing = [c for c in batch if not c.detail.startswith("0 of")]
-    parts = [f"run to run the same bits in all {repeat[0].n} cases" if stable else "not the same bits run to run"]
-    if batch:
-        parts.append(
-            f"batch elements change with their company in {', '.join(f'{c.tensor} ({c.detail})' for c in differing)}"
-            if differing else f"batch elements do not depend on their company ({batch[0].n} cases)"
-        )  # fmt: skip
-    stable = stable and bool(shares)
-    if shares:
-        identical = sum(s == 1.0 for s in shares)
-        parts.append(f"{sum(shares) / len(shares):.0%} of the output's elements have standard attention's bits, "
-                     f"all of them in {identical} of {len(shares)} cases")  # fmt: skip
-        stable = stable and identical == len(shares)
-    return Answer(status="same bits" if stable and not differing else "different bits", evidence="; ".join(parts) + ".")
-
-
-def _accuracy(judgement: Judgement, state: str) -> Answer:
-    bounds = _of(judgement, "bound")
-    if not bounds or state == "nothing-measured":
-        return Answer(status="not measured", evidence="No case gave a result.")
-    names = ("returns", "finite", "bound", "written", "inputs-unchanged", "ratio", "predictor", "bias")
-    failed = [c for name in names for c in _of(judgement, name) if c.status == "fail"]
-    cells = [c for c in judgement.cells if c.tensor != "lse" and c.ratio]
-    parts = []
-    if cells:
-        best, worst = min(cells, key=lambda c: c.ratio or 0), max(cells, key=lambda c: c.ratio or 0)
-        parts.append(
-            f"RMS error / standard attention's from {best.ratio:.2f} ({best.tensor}, {best.dtype}, {best.regime}) "
-            f"to {worst.ratio:.2f} ({worst.tensor}, {worst.dtype}, {worst.regime}) over {len(cells)} cells"
-        )
-    parts.append("; ".join(f"{c.name} fails for {c.tensor or 'the call'}: {c.detail}" for c in failed[:3])
-                 or f"every element within its a priori bound in {max(c.n for c in bounds)} cases")  # fmt: skip
-    return Answer(status="fail" if failed else "pass" if state == "pass" else state, evidence="; ".join(parts) + ".")
-
-
-def _sentence(judgement: Judgement, implementation: str, state: str, exactness: Exactness) -> str:
-    cases = judgement.counts.survey + judgement.counts.hunt
-    if state == "nothing-measured":
-        return f"{implementation}: nothing was measured that could be judged ({cases} cases gave a result)."
-    refused = sum(line.startswith("refused") for line in judgement.not_covered)
-    but = " It refused other cases: see what is not covered." if refused else ""
-    if state == "fail":
-        tensors: dict[str, list[str]] = defaultdict(list)
-        for c in judgement.failed:
-            tensors[c.name].append(c.tensor or "the call")
-        which = ", ".join(f"{name} ({', '.join(t)})" for name, t in tensors.items())
-        return f"{implementation} fails: {which}, over {cases} cases.{but}"
-    claims = ["every error within its a priori bound"]
-    if _of(judgement, "bias"):
-        claims.append("no bias")
-    cells = [c for c in judgement.cells if c.tensor != "lse"]
-    worse = [c for c in cells if (c.low or 0) > 1.0]
-    if worse:
-        claims.append(f"worse than standard attention in {len(worse)} of {len(cells)} cells, as its roundings predict")
-    elif cells:
-        claims.append(f"in none of {len(cells)} cells measurably less accurate than standard attention")
-    bits = "equals" if exactness.bitwise.status == "same bits" else "differs from"
-    return (
-        f"{implementation} is as accurate as attention can be expected to be in {cases} cases: {', '.join(claims)}; "
-        f"bit for bit it {bits} standard attention.{but}"
-    )

@@ -20,13 +20,14 @@ from .evaluate import Result
 from .findings import findings_of, write_finding
 from .hunt import hunt
 from .implementation import UNTESTED, Implementation
-from .judge import judge, verdict_of
+from .judge import judge
 from .pool import Pool
 from .probe import has_gradients
 from .problems import LostError, UsageError
 from .profiles import Profile
 from .settings import Progress, Settings
 from .survey import mask_templates, survey
+from .verdict import verdict_of
 
 
 def prepare_folder(out: Path, *, force: bool) -> None:

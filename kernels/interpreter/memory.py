@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .errors import OutOfBoundsError
-from .formats import STORAGE, Array, decode, encode
+from .formats import LOW_PRECISION, STORAGE, Array, decode, encode, round_to
 from .ttir import Location
 
 _ATOMICS: dict[str, Any] = {
@@ -132,7 +132,5 @@ class Memory:
 
 
 def _encode_rounded(values: Array, element: str, dtype: np.dtype[Any]) -> Array:
-    from .formats import LOW_PRECISION, round_to
-
     rounded = round_to(values, element) if element in LOW_PRECISION else values
     return encode(rounded, element).view(dtype) if element.startswith("i") else encode(rounded, element)

@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 import triton
+from triton import knobs
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
+from triton.language.standard import cdiv
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver as active_driver
 from triton.runtime.jit import JITFunction
@@ -196,10 +198,17 @@ def installed() -> bool:
 
 
 def install() -> None:
-    """Interpret every Triton launch in this process from now on.  Call it before the kernels' first launch."""
+    """Interpret every Triton launch in this process from now on.  Call it before the kernels' first launch.
+
+    Raises:
+        RuntimeError: Triton was imported under TRITON_INTERPRET=1, so that its own interpreter is in the way.
+    """
     global _installed
     if _installed is not None:
         return
+    if not isinstance(cdiv, JITFunction):
+        raise RuntimeError("triton was imported with TRITON_INTERPRET=1 set; unset it: kernels are interpreted anyway")
+    knobs.runtime.interpret = False  # a module that sets TRITON_INTERPRET would decorate its kernels for the other one
     state = _Interpreter()
     active_driver.set_active(CpuDriver())
     JITFunction._do_compile = lambda jit, *args: state.prepare(jit, *args)
@@ -212,6 +221,7 @@ def uninstall() -> None:
     if _installed is None:
         return
     JITFunction._do_compile = _installed.original
+    del knobs.runtime.interpret
     active_driver._active = None
     _installed = None
 
