@@ -27,7 +27,9 @@ from .problems import FlashproofError, LostError, UsageError
 
 T = TypeVar("T")
 
-_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+#: what workers start with: one BLAS thread each (two processes of two threads on two cores are slower than one), and no
+#: wish of a user's module for Triton's own interpreter
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
 _IN_FLIGHT = 4  # tasks queued per worker: enough to keep it busy, few enough to stop quickly
 _RESTARTS = 8  # of a whole pool; what is lost then is not a case's fault, and will not end by itself
 
@@ -89,7 +91,7 @@ class Pool:
             max_workers=self.workers, initializer=_initialise, initargs=self._initial,
             context=multiprocessing.get_context("spawn"),
         )  # fmt: skip
-        with _one_thread_each(), interrupts.blocked():
+        with _worker_environment(), interrupts.blocked():
             if not pool.active:  # asking starts it: its threads and workers inherit what is blocked here
                 raise FlashproofError("no worker process could be started")
         return pool
@@ -112,7 +114,7 @@ class Pool:
         """Results in the order in which they come; a case whose process dies or hangs has a result that says so."""
         pending: dict[Any, Case] = {}
         source = iter(cases)
-        with _one_thread_each():
+        with _worker_environment():
             try:
                 while True:
                     while len(pending) < _IN_FLIGHT * self.workers and (case := next(source, None)) is not None:
@@ -145,7 +147,7 @@ class Pool:
             Exception: what `function` raises.
         """
         name = self._initial[0]
-        with _one_thread_each():
+        with _worker_environment():
             future = self._pool.schedule(_call, args=[function, *args], timeout=self.limit)
         try:
             result: T = future.result()
@@ -179,10 +181,10 @@ def _death(code: int) -> str:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Workers start with one BLAS thread each; two processes of two threads on two cores are slower than one."""
-    before = {name: os.environ.get(name) for name in _SETTINGS}
-    os.environ.update(dict.fromkeys(_SETTINGS, "1"))
+def _worker_environment() -> Iterator[None]:
+    """The environment in which workers are started; a worker may be started whenever a task is waited for."""
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    os.environ.update(_ENVIRONMENT)
     try:
         yield
     finally:
