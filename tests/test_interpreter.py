@@ -303,9 +303,13 @@ def test_unknown_operations_are_named():
 def test_uninstall_leaves_triton_as_it_was():
     from triton.runtime.jit import JITFunction
 
+    import os
+
+    assert "TRITON_INTERPRET" not in os.environ
     interpreter.uninstall()
     try:
         assert not interpreter.installed()
+        assert "TRITON_INTERPRET" not in os.environ
         assert JITFunction._do_compile.__name__ == "_do_compile"
     finally:
         interpreter.install()

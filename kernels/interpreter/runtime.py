@@ -9,6 +9,7 @@ loads and stores, and one that has every fp8 format.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ from .ttir import Function, parse
 
 TARGET = GPUTarget("cuda", 89, 32)
 _CACHED = "interpreted.ttir"
+_ASKED_FOR = "TRITON_INTERPRET"
 
 
 class CpuDriver(DriverBase):  # type: ignore[misc]  # triton is untyped
@@ -208,7 +210,12 @@ def install() -> None:
         return
     if not isinstance(cdiv, JITFunction):
         raise RuntimeError("triton was imported with TRITON_INTERPRET=1 set; unset it: kernels are interpreted anyway")
+    environment = os.environ.get(_ASKED_FOR)
     knobs.runtime.interpret = False  # a module that sets TRITON_INTERPRET would decorate its kernels for the other one
+    if environment is None:  # the knob also writes the variable, which child processes would see
+        os.environ.pop(_ASKED_FOR, None)
+    else:
+        os.environ[_ASKED_FOR] = environment
     state = _Interpreter()
     active_driver.set_active(CpuDriver())
     JITFunction._do_compile = lambda jit, *args: state.prepare(jit, *args)
