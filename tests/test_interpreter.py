@@ -301,9 +301,9 @@ def test_unknown_operations_are_named():
 
 
 def test_uninstall_leaves_triton_as_it_was():
-    from triton.runtime.jit import JITFunction
-
     import os
+
+    from triton.runtime.jit import JITFunction
 
     assert "TRITON_INTERPRET" not in os.environ
     interpreter.uninstall()
