@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from .expected import Reference, dtype_of, reference
 from .implementation import Implementation, RefusedError, WrongResultError, describe
 from .inputs import Inputs, build
 from .regimes import REGIMES
+
+_HERE = str(Path(__file__).parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +57,18 @@ def evaluate(
     start = time.perf_counter()
     lacking = implementation.lacks(case)
     if lacking is not None:
-        return _without_result(case, phase, "unsupported", f"has no option for {lacking}", start)
+        return without_result(case, phase, "unsupported", f"has no option for {lacking}", time.perf_counter() - start)
     inputs = build(in_its_own_layout(case, implementation)).to(torch.device(device))
     known = reference(case, inputs)  # before the kernel has had a chance to change the inputs
     before = guards.checksums(inputs)
     try:
         outputs = guards.poisoned(implementation, case, inputs)
     except RefusedError as e:
-        return _without_result(case, phase, "unsupported", str(e), start)
+        return without_result(case, phase, "unsupported", str(e), time.perf_counter() - start)
     except WrongResultError as e:
-        return _without_result(case, phase, "wrong-result", str(e), start)
+        return without_result(case, phase, "wrong-result", str(e), time.perf_counter() - start)
     except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)
-        return _without_result(case, phase, "raised", describe(e) + _where(e), start)
+        return without_result(case, phase, "raised", describe(e) + _where(e), time.perf_counter() - start)
     checks = [guards.inputs_unchanged(before, inputs)]
     rows = []
     for name, value in outputs.tensors().items():
@@ -109,25 +112,19 @@ def _where(e: BaseException) -> str:
     frames = [
         f
         for f in traceback.extract_tb(e.__traceback__)
-        if "/verify/" not in f.filename and "site-packages" not in f.filename
+        if not f.filename.startswith(_HERE) and "site-packages" not in f.filename
     ]
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
-def _without_result(case: Case, phase: str, status: str, message: str, start: float) -> Result:
-    seconds = time.perf_counter() - start
+def without_result(case: Case, phase: str, status: str, message: str, seconds: float) -> Result:
+    """The result of a case that gave none: refused (`unsupported`), or raised, wrong, hung or dead, which all fail."""
     failed = status != "unsupported"
     row = Row(
         status=status, message=message, seconds=seconds, failed="returns" if failed else None, **_identity(case, phase)
     )
     checks = (Check("returns", None, False, 1.0, 0.0, f"{status}: {message}"),) if failed else ()
     return Result(case, status, (row,), checks, seconds)
-
-
-def lost(case: Case, phase: str, status: str, message: str, seconds: float) -> Result:
-    """The result of a case whose process died or was killed."""
-    row = Row(status=status, message=message, seconds=seconds, failed="returns", **_identity(case, phase))
-    return Result(case, status, (row,), (Check("returns", None, False, 1.0, 0.0, f"{status}: {message}"),), seconds)
 
 
 def _identity(case: Case, phase: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import pebble
 
 from . import interrupts
 from .case import Case
-from .evaluate import Result, evaluate, lost
+from .evaluate import Result, evaluate, without_result
 from .implementation import Implementation, describe
 from .loading import load
 from .problems import FlashproofError, LostError, UsageError
@@ -162,13 +162,13 @@ class Pool:
             result: Result = future.result()
         except TimeoutError:
             message = f"no result within {self.limit:g} s; the process was killed"
-            return lost(case, phase, "timeout", message, self.limit)
+            return without_result(case, phase, "timeout", message, self.limit)
         except pebble.ProcessExpired as e:
-            return lost(case, phase, "crashed", f"the process died: {_death(e.exitcode)}", 0.0)
+            return without_result(case, phase, "crashed", f"the process died: {_death(e.exitcode)}", 0.0)
         except FlashproofError:  # the worker could not be made ready; nothing to do with this case
             raise
         except Exception as e:  # noqa: BLE001  (our own failure on this case must not end the run, nor pass unseen)
-            return lost(case, phase, "raised", f"while measuring: {describe(e)}", 0.0)
+            return without_result(case, phase, "raised", f"while measuring: {describe(e)}", 0.0)
         return result
 
 

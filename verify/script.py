@@ -35,7 +35,7 @@ def script_of(finding: Finding, case: Case, implementation: Implementation) -> s
     return template.render(
         finding=finding, case=case, load=_load_code(implementation),
         flash_attn=implementation.signature == "flash_attn",
-        lse_option=implementation.lse_option, needs_gradients=case.backward and finding.check != "inference",
+        needs_gradients=case.backward and finding.check != "inference",
         tensors={n: _literal(getattr(inputs, n)) for n in ("q", "k", "v", "do")},
         options={k: _literal(v) if isinstance(v, Tensor) else repr(v) for k, v in options.items()},
         visible=_literal(visible.expand(case.B, case.H, case.M, case.N).contiguous()),
