@@ -5,9 +5,10 @@ end left it; `program` runs it, all program instances at once; `ops` says what e
 what numbers are; `formats` and `memory` are the ground floor.
 """
 
+from .api import interpret
 from .arithmetic import Arithmetic, Ieee
 from .errors import KernelError, OutOfBoundsError, UnsupportedOperationError
-from .runtime import install, installed, interpret, uninstall
+from .runtime import install, installed, uninstall
 
 __all__ = [
     "Arithmetic",

@@ -22,22 +22,22 @@ def _pointee(op: Op) -> str:
 
 def _load(op: Op, context: Context) -> Run:
     element, at = _pointee(op), op.location
-    return lambda p, mask=None, other=None: context.live_memory().load(p, mask, other, element, at)
+    return lambda lanes, p, mask=None, other=None: context.memory().load(lanes, p, mask, other, element, at)
 
 
 def _store(op: Op, context: Context) -> Run:
     element, at = _pointee(op), op.location
-    return lambda p, value, mask=None: context.live_memory().store(p, value, mask, element, at)
+    return lambda lanes, p, value, mask=None: context.memory().store(lanes, p, value, mask, element, at)
 
 
 def _atomic_rmw(op: Op, context: Context) -> Run:
     kind, element, at = op.words.split(",")[0].strip(), _pointee(op), op.location
-    return lambda p, value, mask=None: context.live_memory().atomic(kind, p, value, mask, element, at)
+    return lambda lanes, p, value, mask=None: context.memory().atomic(kind, lanes, p, value, mask, element, at)
 
 
 def _atomic_cas(op: Op, context: Context) -> Run:
     element, at = _pointee(op), op.location
-    return lambda p, cmp, value: context.live_memory().compare_and_swap(p, cmp, value, element, at)
+    return lambda lanes, p, cmp, value: context.memory().compare_and_swap(lanes, p, cmp, value, element, at)
 
 
 def _assert(op: Op, _: Context) -> Run:
@@ -50,6 +50,8 @@ def _assert(op: Op, _: Context) -> Run:
     return run
 
 
+#: operations that are handed the numbers of the program instances before their operands
+NEED_LANES = frozenset({"tt.load", "tt.store", "tt.atomic_rmw", "tt.atomic_cas"})
 ACCESS: dict[str, Maker] = {
     "tt.addptr": _add_pointer,
     "tt.load": _load,

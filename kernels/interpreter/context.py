@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from .arithmetic import Arithmetic
-from .formats import CARRIER, Array
+from .formats import FLOATS, INTEGERS, Array
 from .memory import Memory
 from .ttir import Op, Type
 
@@ -17,18 +17,24 @@ Run: TypeAlias = Callable[..., Any]
 
 
 @dataclass(slots=True)
-class Context:
-    """What operations need beside their operands.  `memory` is that of the launch in progress."""
+class Launch:
+    """The launch in progress; every operation of a program shares it."""
 
-    arithmetic: Arithmetic
-    types: dict[str, Type]
     memory: Memory | None = None
 
-    def live_memory(self) -> Memory:
+
+@dataclass(slots=True)
+class Context:
+    """What an operation needs beside its operands: the arithmetic at its rounding site, and the launch."""
+
+    arithmetic: Arithmetic
+    launch: Launch = field(default_factory=Launch)
+
+    def memory(self) -> Memory:
         """The memory of the launch in progress."""
-        if self.memory is None:
+        if self.launch.memory is None:
             raise RuntimeError("a kernel touches memory only during a launch")
-        return self.memory
+        return self.launch.memory
 
 
 Maker: TypeAlias = Callable[[Op, Context], Run]
@@ -39,9 +45,16 @@ def full(x: Array, shape: tuple[int, ...]) -> Array:
     return np.broadcast_to(x, (x.shape[0], *shape))
 
 
-def carrier(type_: Type) -> np.dtype[Any]:
+def carrier(type_: Type, arithmetic: Arithmetic) -> np.dtype[Any]:
     """The numpy dtype of a value of this type; pointers are byte addresses."""
-    return np.dtype(np.int64) if type_.is_pointer else CARRIER[type_.element]
+    if type_.element in FLOATS:
+        return arithmetic.carrier(type_.element)
+    return integer(type_)
+
+
+def integer(type_: Type) -> np.dtype[Any]:
+    """The numpy dtype of a value of this integer, boolean or pointer type."""
+    return np.dtype(np.int64) if type_.is_pointer else INTEGERS[type_.element]
 
 
 def result(op: Op) -> Type:

@@ -7,9 +7,9 @@ import struct
 import numpy as np
 
 from .arithmetic import BINARY, UNARY
-from .context import Context, Maker, Run, carrier, result
+from .context import Context, Maker, Run, integer, result
 from .errors import UnsupportedOperationError
-from .formats import CARRIER, FLOATS, STORAGE, Array, decode, encode
+from .formats import FLOATS, INTEGERS, STORAGE, Array, decode, encode
 from .ttir import Op
 
 # -- constants and indices ---------------------------------------------------------------------------------------------
@@ -36,8 +36,16 @@ def _constant(op: Op, context: Context) -> Run:
     if type_.element in FLOATS:
         values = np.concatenate([context.arithmetic.constant(float(n), type_.element) for n in numbers])
     else:
-        values = np.array([_wrap(int(n), type_.element) for n in numbers], carrier(type_))
+        values = np.array([_wrap(int(n), type_.element) for n in numbers], integer(type_))
     out = values.reshape((1, *type_.shape) if len(items) > 1 else (1,) * (1 + len(type_.shape)))
+    return lambda: out
+
+
+def _poison(op: Op, context: Context) -> Run:
+    """A value that nothing reads."""
+    type_ = result(op)
+    zero = context.arithmetic.constant(0.0, type_.element) if type_.element in FLOATS else np.zeros(1, integer(type_))
+    out = zero.reshape((1,) * (1 + len(type_.shape)))
     return lambda: out
 
 
@@ -93,42 +101,31 @@ def _float_cast(op: Op, context: Context) -> Run:
 def _int_to_float(*, signed: bool) -> Maker:
     def maker(op: Op, context: Context) -> Run:
         source, target = op.operand_types[0].element, result(op).element
-        cast = context.arithmetic.cast
+        from_integer = context.arithmetic.from_integer
 
         def run(x: Array) -> Array:
-            number = x if signed or source == "i1" else x.view(x.dtype.str.replace("i", "u"))
-            if source == "i1":
-                number = -x.astype(np.int8) if signed else x.astype(np.int8)
-            if target in ("f64", "f32"):
-                return number.astype(CARRIER[target])
-            return cast(number.astype(np.float64), "f64", target, toward_zero=False)
+            if source == "i1":  # a true i1 is -1
+                return from_integer(-x.astype(np.int8) if signed else x.astype(np.int8), target)
+            return from_integer(x if signed else _unsigned(x), target)
 
         return run
 
     return maker
 
 
-def _float_to_int(op: Op, _: Context) -> Run:
-    dtype = carrier(result(op))
-    return lambda x: np.trunc(x).astype(dtype)
+def _float_to_int(op: Op, context: Context) -> Run:
+    dtype, to_integer = INTEGERS[result(op).element], context.arithmetic.to_integer
+    return lambda x: to_integer(x, dtype)
 
 
-_COMPARE_FLOAT: dict[str, Run] = {
-    "oeq": np.equal, "olt": np.less, "ole": np.less_equal, "ogt": np.greater, "oge": np.greater_equal,
-    "une": np.not_equal,
-    "one": lambda a, b: np.less(a, b) | np.greater(a, b),
-    "ueq": lambda a, b: ~(np.less(a, b) | np.greater(a, b)),
-    "ult": lambda a, b: ~np.greater_equal(a, b), "ule": lambda a, b: ~np.greater(a, b),
-    "ugt": lambda a, b: ~np.less_equal(a, b), "uge": lambda a, b: ~np.less(a, b),
-    "ord": lambda a, b: ~(np.isnan(a) | np.isnan(b)), "uno": lambda a, b: np.isnan(a) | np.isnan(b),
-}  # fmt: skip
 _COMPARE_INT: dict[str, Run] = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
 }  # fmt: skip
 
 
-def _compare_float(op: Op, _: Context) -> Run:
-    return _COMPARE_FLOAT[op.words.split(",")[0].strip()]
+def _compare_float(op: Op, context: Context) -> Run:
+    name, compare = op.words.split(",")[0].strip(), context.arithmetic.compare
+    return lambda a, b: compare(name, a, b)
 
 
 def _unsigned(x: Array) -> Array:
@@ -184,7 +181,7 @@ def _unsigned_integer(name: str) -> Maker:
     f = _UNSIGNED[name]
 
     def maker(op: Op, _: Context) -> Run:
-        dtype = carrier(result(op))
+        dtype = integer(result(op))
         return lambda a, b: f(_unsigned(a), _unsigned(b)).view(dtype)
 
     return maker
@@ -192,7 +189,7 @@ def _unsigned_integer(name: str) -> Maker:
 
 def _integer_cast(*, signed: bool) -> Maker:
     def maker(op: Op, _: Context) -> Run:
-        source, dtype = op.operand_types[0].element, carrier(result(op))
+        source, dtype = op.operand_types[0].element, integer(result(op))
         if source == "i1" and dtype != np.bool_:
             return lambda x: -x.astype(dtype) if signed else x.astype(dtype)
         if dtype == np.bool_:  # truncation keeps the lowest bit
@@ -205,7 +202,7 @@ def _integer_cast(*, signed: bool) -> Maker:
 
 
 def _mulhi_unsigned(op: Op, _: Context) -> Run:
-    dtype = carrier(result(op))
+    dtype = integer(result(op))
     if dtype.itemsize < 8:
         return lambda a, b: (
             ((_unsigned(a).astype(np.uint64) * _unsigned(b).astype(np.uint64)) >> np.uint64(8 * dtype.itemsize))
@@ -222,14 +219,19 @@ def _mulhi_unsigned(op: Op, _: Context) -> Run:
     return run
 
 
-def _bitcast(op: Op, _: Context) -> Run:
+def _bitcast(op: Op, context: Context) -> Run:
     source, target = op.operand_types[0], result(op)
     if source.is_pointer or target.is_pointer:
         return lambda x: x.astype(np.int64)
+    arithmetic = context.arithmetic
 
     def run(x: Array) -> Array:
-        bits = np.ascontiguousarray(encode(x, source.element))
-        return decode(bits.view(STORAGE[target.element]), target.element)
+        if source.element in FLOATS:
+            if arithmetic.wide:
+                raise UnsupportedOperationError(f"the bits of a number, in {arithmetic}")
+            x = encode(x, source.element)
+        bits = np.ascontiguousarray(x).view(STORAGE[target.element])
+        return arithmetic.load(decode(bits, target.element), target.element) if target.element in FLOATS else bits
 
     return run
 
@@ -252,7 +254,7 @@ def _libdevice(op: Op, context: Context) -> Run:
 
 ELEMENTWISE: dict[str, Maker] = {
     "arith.constant": _constant,
-    "ub.poison": lambda op, _: lambda: np.zeros((1,) * (1 + len(result(op).shape)), carrier(result(op))),
+    "ub.poison": _poison,
     "tt.make_range": _make_range,
     **{f"arith.{n}f": _float_binary(n) for n in ("add", "sub", "mul", "div", "rem")},
     **{f"arith.{n}f": _float_binary(n) for n in ("maxnum", "minnum", "maximum", "minimum")},

@@ -21,7 +21,12 @@ _FP8 = {
     "f8E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
     "f8E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
 }
-_INTEGERS = {f"i{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)} | {"index": np.dtype(np.int64)}
+#: MLIR element type -> numpy dtype, in memory and in tiles
+INTEGERS: dict[str, np.dtype[Any]] = {
+    "i1": np.dtype(np.bool_),
+    "index": np.dtype(np.int64),
+    **{f"i{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+}
 
 #: MLIR element type -> numpy dtype of its bits in memory
 STORAGE: dict[str, np.dtype[Any]] = {
@@ -29,16 +34,13 @@ STORAGE: dict[str, np.dtype[Any]] = {
     "f32": np.dtype(np.float32),
     "f16": np.dtype(np.float16),
     "bf16": np.dtype(np.uint16),
-    "i1": np.dtype(np.bool_),
     **_FP8,
-    **_INTEGERS,
+    **INTEGERS,
 }
-#: MLIR element type -> numpy dtype that carries it inside a tile, in faithful (IEEE) arithmetic
+#: format -> numpy dtype that carries it inside a tile, in faithful (IEEE) arithmetic
 CARRIER: dict[str, np.dtype[Any]] = {
     "f64": np.dtype(np.float64),
-    "i1": np.dtype(np.bool_),
     **dict.fromkeys(("f32", "f16", "bf16", *_FP8), np.dtype(np.float32)),
-    **_INTEGERS,
 }
 FLOATS = frozenset({"f64", "f32", "f16", "bf16", *_FP8})
 LOW_PRECISION = FLOATS - {"f64", "f32"}

@@ -13,20 +13,23 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from .access import NEED_LANES
 from .arithmetic import Arithmetic
 from .combine import Combine, reduction, scan
-from .context import Context, carrier, full
+from .context import Context, Launch, integer
 from .errors import KernelError, UnsupportedOperationError
-from .formats import Array
+from .formats import FLOATS, Array
 from .memory import Memory
 from .ops import OPS
+from .sites import Site, sites
 from .ttir import Block, Function, Op, Region, Type
 
 Environment: TypeAlias = "list[Any]"  # slot -> array
 _TERMINATORS = frozenset(
     {"scf.yield", "tt.reduce.return", "tt.scan.return", "scf.condition", "tt.return", "cf.br", "cf.cond_br"}
 )
-_GRID = ("%program_x", "%program_y", "%program_z", "%programs_x", "%programs_y", "%programs_z")
+_GRID = ("%program_x", "%program_y", "%program_z", "%programs_x", "%programs_y", "%programs_z", "%lanes")
+_LANES = _GRID.index("%lanes")  # the slot of the program instances' numbers, x fastest
 _LANE_ELEMENTS = 1 << 19  # tile elements in flight at once: keeps a batch of tiles near the caches
 
 
@@ -70,7 +73,8 @@ class Program:
         self.function = function
         self._types: dict[str, Type] = dict(function.arguments)
         self._collect_types(function.body)
-        self._context = Context(arithmetic, self._types)
+        self._launch, self._arithmetic = Launch(), arithmetic
+        self._sites = sites(function)
         self._slots = {name: i for i, name in enumerate([*_GRID, *self._types])}
         self._blocks = {b.label: self._body(b) for b in function.body.blocks}
         self._entry = function.body.blocks[0].label
@@ -121,14 +125,20 @@ class Program:
             known = (
                 regions[0].instructions[0].op.name.removeprefix("arith.") if len(regions[0].instructions) == 1 else None
             )
-            run = reduction(op, self._combine(regions[0]), known if len(ins) == 1 else None, self._context.arithmetic)
+            arithmetic = self._context(op).arithmetic
+            run = reduction(op, self._combine(regions[0]), known if len(ins) == 1 else None, arithmetic)
             return Instruction(op, run, ins, outs)
         if op.name == "tt.scan":
             return Instruction(op, scan(op, self._combine(regions[0])), ins, outs)
         maker = OPS.get(op.name)
         if maker is None:
             raise UnsupportedOperationError(f"operation {op.name} is not supported by the interpreter", op.location)
-        return Instruction(op, maker(op, self._context), ins, outs)
+        if op.name in NEED_LANES:
+            ins = (_LANES, *ins)
+        return Instruction(op, maker(op, self._context(op)), ins, outs)
+
+    def _context(self, op: Op) -> Context:
+        return Context(self._arithmetic.at(self._sites.get(id(op), Site())), self._launch)
 
     def _captured(self, body: Body) -> tuple[int, ...]:
         defined = set(body.arguments)
@@ -171,7 +181,7 @@ class Program:
 
         Raises `KernelError` (and its subclasses) with the kernel's source line.
         """
-        self._context.memory = memory
+        self._launch.memory = memory
         total = grid[0] * grid[1] * grid[2]
         try:
             with np.errstate(all="ignore"):  # inf and NaN are results here, not accidents
@@ -183,11 +193,12 @@ class Program:
                     for axis in range(3):
                         env[axis] = (ids[axis] if grid[axis] > 1 else np.zeros(1)).astype(np.int32)
                         env[axis + 3] = np.array([grid[axis]], np.int32)
+                    env[_LANES] = linear
                     for (name, _), value in zip(self.function.arguments, arguments, strict=True):
                         env[self._slots[name]] = value
                     self._walk(self._entry, env)
         finally:
-            self._context.memory = None
+            self._launch.memory = None
 
     def _walk(self, label: str, env: Environment) -> None:
         """Follow the control-flow graph of the function body; a divergent branch splits the lanes for good."""
@@ -229,8 +240,8 @@ class Program:
                     else:
                         for slot, value in zip(i.outs, out or (), strict=True):
                             env[slot] = value
-            except KernelError:
-                raise
+            except KernelError as e:
+                raise e.located(i.op.location) from e.__cause__
             except Exception as e:
                 raise KernelError(f"{i.op.name} failed: {type(e).__name__}: {e}", i.op.location) from e
             if not keep:
@@ -251,7 +262,7 @@ class Program:
         """Results of groups of lanes, put back in their places."""
         outs = []
         for k, type_ in enumerate(i.op.result_types):
-            out = np.empty((lanes, *type_.shape), carrier(type_) if parts[0][1][k].dtype != object else object)
+            out = np.empty((lanes, *type_.shape), parts[0][1][k].dtype)
             for where, values in parts:
                 out[where] = values[k]
             outs.append(out)
@@ -340,6 +351,8 @@ class Program:
             state = [inner[r] for r in after.returns]
 
 
-def argument(value: Any, type_: Type) -> Array:
+def argument(value: Any, type_: Type, arithmetic: Arithmetic) -> Array:
     """A host scalar as the array of shape (1,) that a program takes; floats stay what the host passes: fp32."""
-    return full(np.array([value], carrier(type_)), ())
+    if type_.element not in FLOATS:
+        return np.array([value], integer(type_))
+    return arithmetic.constant(float(np.float64(value) if type_.element == "f64" else np.float32(value)), type_.element)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,12 +26,13 @@ from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver as active_driver
 from triton.runtime.jit import JITFunction
 
-from .arithmetic import Arithmetic, Ieee
-from .memory import Memory
+from .arithmetic import Arithmetic
 from .program import Program, argument
+from .session import current
 from .ttir import Function, parse
 
 TARGET = GPUTarget("cuda", 89, 32)
+_PROGRAMS_KEPT = 8  # arithmetics that a kernel stays prepared for
 _CACHED = "interpreted.ttir"
 _ASKED_FOR = "TRITON_INTERPRET"
 
@@ -90,9 +90,17 @@ class InterpretedKernel:
     metadata = SimpleNamespace(num_warps=4, num_ctas=1, shared=0, name="interpreted")
     n_regs = n_spills = 0
 
-    def __init__(self, program: Program, names: Sequence[str], constants: set[str]) -> None:
-        self.program = program
-        self._runtime = [i for i, name in enumerate(names) if name not in constants]
+    def __init__(self, function: Function, names: Sequence[str], constants: set[str]) -> None:
+        self.function_ir = function
+        self._runtime = [(i, name) for i, name in enumerate(names) if name not in constants]
+        self._programs: dict[Arithmetic, Program] = {}
+
+    def _program(self, arithmetic: Arithmetic) -> Program:
+        if arithmetic not in self._programs:
+            while len(self._programs) >= _PROGRAMS_KEPT:
+                self._programs.pop(next(iter(self._programs)))
+            self._programs[arithmetic] = Program(self.function_ir, arithmetic)
+        return self._programs[arithmetic]
 
     def launch_metadata(self, _grid: Any, _stream: int, *_args: Any) -> None:
         return
@@ -105,14 +113,17 @@ class InterpretedKernel:
         self._launch((x, y, z), rest[6:])
 
     def _launch(self, grid: tuple[int, int, int], args: Sequence[Any]) -> None:
-        values = [leaf for i in self._runtime for leaf in _leaves(args[i])]
-        tensors = [t for v in values if (t := _tensor(v)) is not None]
-        memory = Memory(tensors)
-        arrays = []
-        for value, (_, type_) in zip(values, self.program.function.arguments, strict=True):
-            tensor = _tensor(value)
-            arrays.append(argument(value if tensor is None else tensor.data_ptr(), type_))
-        self.program.run((int(grid[0]), int(grid[1]), int(grid[2])), arrays, memory)
+        named = [(name, leaf) for i, name in self._runtime for leaf in _leaves(args[i])]
+        values = [_tensor(v) if _tensor(v) is not None else v for _, v in named]
+        session, grid = current(), (int(grid[0]), int(grid[1]), int(grid[2]))
+        program = self._program(session.arithmetic)
+        tensors = [(n, v) for (n, _), v in zip(named, values, strict=True) if isinstance(v, torch.Tensor)]
+        with session.launch(tensors, grid) as memory:
+            arrays = [
+                argument(memory.address(v) if isinstance(v, torch.Tensor) else v, type_, session.arithmetic)
+                for v, (_, type_) in zip(values, self.function_ir.arguments, strict=True)
+            ]
+            program.run(grid, arrays, memory)
 
 
 def _tensor(value: Any) -> torch.Tensor | None:
@@ -137,11 +148,10 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-class _Interpreter:
-    """The installed state: which arithmetic programs are prepared for."""
+class _Installed:
+    """What `install` puts in place, and what it replaced."""
 
     def __init__(self) -> None:
-        self.arithmetic: Arithmetic = Ieee()
         self.kernels: dict[str, InterpretedKernel] = {}
         self.original = JITFunction._do_compile
 
@@ -157,7 +167,7 @@ class _Interpreter:
         if identity not in self.kernels:
             function = front_end(source, target, backend, options, identity)
             constants = {name for name, kind in signature.items() if kind == "constexpr"}
-            self.kernels[identity] = InterpretedKernel(Program(function, self.arithmetic), list(signature), constants)
+            self.kernels[identity] = InterpretedKernel(function, list(signature), constants)
         kernel_cache[key] = self.kernels[identity]
         return self.kernels[identity]
 
@@ -191,7 +201,7 @@ def _generate(source: Any, target: GPUTarget, backend: Any, options: Any) -> str
     return str(module)
 
 
-_installed: _Interpreter | None = None
+_installed: _Installed | None = None
 
 
 def installed() -> bool:
@@ -216,7 +226,7 @@ def install() -> None:
         os.environ.pop(_ASKED_FOR, None)
     else:
         os.environ[_ASKED_FOR] = environment
-    state = _Interpreter()
+    state = _Installed()
     active_driver.set_active(CpuDriver())
     JITFunction._do_compile = lambda jit, *args: state.prepare(jit, *args)
     _installed = state
@@ -231,15 +241,3 @@ def uninstall() -> None:
     del knobs.runtime.interpret
     active_driver._active = None
     _installed = None
-
-
-@contextmanager
-def interpret() -> Iterator[None]:
-    """Interpret Triton launches inside the `with` block."""
-    before = installed()
-    install()
-    try:
-        yield
-    finally:
-        if not before:
-            uninstall()
