@@ -9,7 +9,7 @@ import numpy as np
 from .arithmetic import BINARY, UNARY
 from .context import Context, Maker, Run, integer, result
 from .errors import UnsupportedOperationError
-from .formats import FLOATS, INTEGERS, STORAGE, Array, decode, encode
+from .formats import FLOATS, INTEGERS, STORAGE, Array, decode, encode, round_to
 from .ttir import Op
 
 # -- constants and indices ---------------------------------------------------------------------------------------------
@@ -24,7 +24,9 @@ def _number(text: str, element: str) -> float | int | bool:
         if element == "bf16":
             return float(struct.unpack("<f", b"\0\0" + bits)[0])
         return float(np.frombuffer(bits, STORAGE[element])[0])
-    return float(text) if element in FLOATS else int(text, 0)
+    if element in FLOATS:  # the shortest decimal that reads back as the number
+        return float(text) if element == "f64" else float(round_to(np.array([text], np.float32), element)[0])
+    return int(text, 0)
 
 
 def _constant(op: Op, context: Context) -> Run:
