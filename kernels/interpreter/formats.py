@@ -7,10 +7,12 @@ One operation in float32 followed by one rounding is then correctly rounded, bec
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
@@ -46,6 +48,14 @@ FLOATS = frozenset({"f64", "f32", "f16", "bf16", *_FP8})
 LOW_PRECISION = FLOATS - {"f64", "f32"}
 #: largest finite value of the formats into which NVIDIA's conversions saturate (PTX ISA, cvt.satfinite)
 _SATURATING = {"f8E4M3FN": 448.0, "f8E5M2": 57344.0}
+
+
+def storage_bytes(tensor: torch.Tensor) -> Array:
+    """The bytes of a CPU tensor's storage, shared; no torch operation takes part, so that none is noticed."""
+    storage = tensor.untyped_storage()
+    if storage.nbytes() == 0:
+        return np.empty(0, np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * storage.nbytes()).from_address(storage.data_ptr()))
 
 
 def itemsize(element: str) -> int:

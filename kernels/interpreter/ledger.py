@@ -7,12 +7,17 @@ those bits, by any kernel, finds 1/3 again, unless the host has changed the bits
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from .formats import Array
+from .arithmetic import Arithmetic
+from .formats import STORAGE, Array, decode, storage_bytes
+
+_ELEMENTS = {
+    torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16",
+    torch.float8_e4m3fn: "f8E4M3FN", torch.float8_e5m2: "f8E5M2",
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -54,18 +59,38 @@ class Ledger:
         same = page.known[index] & (page.bits[index] == view.view(page.bits.dtype)[index])
         return np.where(same, page.values[index], values) if same.any() else values
 
-    def values(self, tensor: torch.Tensor) -> tuple[Array, Array] | None:
-        """What is remembered of `tensor`: (values, known), both of its shape; None if nothing is."""
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether anything is remembered of the tensor's storage."""
+        return self._page(tensor, tensor.element_size()) is not None
+
+    def read(self, tensor: torch.Tensor, arithmetic: Arithmetic) -> Array:
+        """A tensor's numbers, of its shape: what is remembered, and else what the bits say."""
+        values = arithmetic.load(numbers(tensor), "f64")
         page = self._page(tensor, tensor.element_size())
-        if page is None:
-            return None
-        raw = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()
-        now = raw[: page.bits.size * page.bits.itemsize].view(page.bits.dtype)
-        known = page.known & (page.bits == now)
-        return _strided(page.values, tensor), _strided(known, tensor)
+        if page is None or page.values.dtype != values.dtype:
+            return values
+        now = storage_bytes(tensor)[: page.bits.size * page.bits.itemsize].view(page.bits.dtype)
+        known = strided(page.known & (page.bits == now), tensor)
+        return np.where(known, strided(page.values, tensor), values)
+
+    def note(self, tensor: torch.Tensor, values: Array) -> None:
+        """Every element of the tensor, whose bits are as they should be, stands for one of `values`."""
+        size = tensor.element_size()
+        view = storage_bytes(tensor)
+        view = view[: view.size // size * size].view(f"u{size}")
+        index = strided(np.arange(view.size), tensor)
+        self.remember(tensor, view, index, values)
 
 
-def _strided(items: Array, tensor: torch.Tensor) -> Array:
-    """The items of a storage as a tensor on that storage sees them."""
-    strides: tuple[Any, ...] = tuple(s * items.itemsize for s in tensor.stride())
-    return np.lib.stride_tricks.as_strided(items[tensor.storage_offset() :], tensor.shape, strides, writeable=False)
+def numbers(tensor: torch.Tensor) -> Array:
+    """The elements of a floating CPU tensor as float32 or float64, exact; no torch operation takes part."""
+    element = _ELEMENTS[tensor.dtype]
+    size = STORAGE[element].itemsize
+    raw = storage_bytes(tensor)
+    return decode(strided(raw[: raw.size // size * size].view(STORAGE[element]), tensor), element)
+
+
+def strided(items: Array, tensor: torch.Tensor) -> Array:
+    """Notes about the items of a storage, as a tensor on that storage sees them."""
+    strides = tuple(s * items.itemsize for s in tensor.stride())
+    return np.lib.stride_tricks.as_strided(items[tensor.storage_offset() :], tensor.shape, strides)

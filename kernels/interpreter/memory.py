@@ -21,7 +21,7 @@ import torch
 
 from .arithmetic import Arithmetic
 from .errors import MisalignedError, OutOfBoundsError
-from .formats import FLOATS, STORAGE, Array, decode, encode
+from .formats import FLOATS, STORAGE, Array, decode, encode, storage_bytes
 from .ledger import Ledger
 from .ttir import Location
 
@@ -94,8 +94,7 @@ class Memory:
                 self._by_tensor[id(tensor)] = self._add(name, tensor, _TAG | len(self._regions) << _REGION_BITS)
 
     def _add(self, name: str, tensor: torch.Tensor, base: int) -> Region:
-        data = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()
-        region = Region(name, tensor, base, data)
+        region = Region(name, tensor, base, storage_bytes(tensor))
         self._regions.append(region)
         return region
 

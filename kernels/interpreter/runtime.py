@@ -27,6 +27,7 @@ from triton.runtime.driver import driver as active_driver
 from triton.runtime.jit import JITFunction
 
 from .arithmetic import Arithmetic
+from .pointers import atomics_order, written_arguments
 from .program import Program, argument
 from .session import current
 from .ttir import Function, parse
@@ -91,7 +92,8 @@ class InterpretedKernel:
     n_regs = n_spills = 0
 
     def __init__(self, function: Function, names: Sequence[str], constants: set[str]) -> None:
-        self.function_ir = function
+        self.ttir = function
+        self._written, self._ordered = written_arguments(function), atomics_order(function)
         self._runtime = [(i, name) for i, name in enumerate(names) if name not in constants]
         self._programs: dict[Arithmetic, Program] = {}
 
@@ -99,7 +101,7 @@ class InterpretedKernel:
         if arithmetic not in self._programs:
             while len(self._programs) >= _PROGRAMS_KEPT:
                 self._programs.pop(next(iter(self._programs)))
-            self._programs[arithmetic] = Program(self.function_ir, arithmetic)
+            self._programs[arithmetic] = Program(self.ttir, arithmetic)
         return self._programs[arithmetic]
 
     def launch_metadata(self, _grid: Any, _stream: int, *_args: Any) -> None:
@@ -116,14 +118,14 @@ class InterpretedKernel:
         named = [(name, leaf) for i, name in self._runtime for leaf in _leaves(args[i])]
         values = [_tensor(v) if _tensor(v) is not None else v for _, v in named]
         session, grid = current(), (int(grid[0]), int(grid[1]), int(grid[2]))
-        program = self._program(session.arithmetic)
         tensors = [(n, v) for (n, _), v in zip(named, values, strict=True) if isinstance(v, torch.Tensor)]
-        with session.launch(tensors, grid) as memory:
-            arrays = [
-                argument(memory.address(v) if isinstance(v, torch.Tensor) else v, type_, session.arithmetic)
-                for v, (_, type_) in zip(values, self.function_ir.arguments, strict=True)
-            ]
-            program.run(grid, arrays, memory)
+        written = [v for i, v in enumerate(values) if i in self._written and isinstance(v, torch.Tensor)]
+        memory = session.memory(tensors, grid, written, ordered=self._ordered)
+        arrays = [
+            argument(memory.address(v) if isinstance(v, torch.Tensor) else v, type_, session.arithmetic)
+            for v, (_, type_) in zip(values, self.ttir.arguments, strict=True)
+        ]
+        self._program(session.arithmetic).run(grid, arrays, memory)
 
 
 def _tensor(value: Any) -> torch.Tensor | None:

@@ -8,21 +8,59 @@ from contextlib import contextmanager
 import torch
 
 from .arithmetic import Arithmetic, Ieee
-from .ledger import Ledger
+from .formats import Array
+from .host import HostMode
+from .ledger import Ledger, numbers
 from .memory import Memory
+from .tracking import Tracked, Tracker
 
 
 class Session:
-    """What launches share: the arithmetic, and what is known of the memory between them."""
+    """One `interpret` block: what its launches share."""
 
-    def __init__(self, arithmetic: Arithmetic) -> None:
+    def __init__(self, arithmetic: Arithmetic, tracked: Tracked | None = None) -> None:
         self.arithmetic = arithmetic
         self.ledger = Ledger()
+        self.tracker = None if tracked is None else Tracker(tracked)
+        ledger = self.ledger if arithmetic.wide else None
+        self._mode = HostMode(self.tracker, ledger, arithmetic) if ledger is not None or tracked is not None else None
+
+    def memory(
+        self, tensors: Sequence[tuple[str, torch.Tensor]], grid: tuple[int, int, int], written: Sequence[torch.Tensor],
+        *, ordered: bool,
+    ) -> Memory:  # fmt: skip
+        """The memory of a launch that may write `written`; `ordered`: its instances wait for one another."""
+        watch = None if self.tracker is None else self.tracker.launch(grid, written, ordered=ordered)
+        return Memory(tensors, self.arithmetic, grid, self.ledger, watch)
+
+    def values(self, tensor: torch.Tensor) -> Array:
+        """What a tensor holds, unrounded: an array of its shape, of `fmpq`, `mpfr`, float64 or float32 by arithmetic.
+
+        Elements that no kernel of this block stored, or that the host has changed since, are what their bits say.
+        """
+        if not self.arithmetic.wide:
+            return numbers(tensor)
+        return self.ledger.read(tensor, self.arithmetic)
 
     @contextmanager
-    def launch(self, tensors: Sequence[tuple[str, torch.Tensor]], grid: tuple[int, int, int]) -> Iterator[Memory]:
-        """The memory of one launch."""
-        yield Memory(tensors, self.arithmetic, grid, self.ledger)
+    def active(self) -> Iterator[None]:
+        """Launches belong to this session inside the `with` block."""
+        _sessions.append(self)
+        try:
+            if self._mode is None:
+                yield
+            else:
+                with self._mode:
+                    yield
+            if self.tracker is not None:
+                self.tracker.finish()
+        finally:
+            _sessions.remove(self)
+
+    @property
+    def rounded_on_the_host(self) -> frozenset[str]:
+        """Operations of torch that took unrounded numbers and rounded them."""
+        return frozenset() if self._mode is None else frozenset(self._mode.rounded)
 
 
 _sessions = [Session(Ieee())]
