@@ -54,6 +54,17 @@ class Distances:
     dv: float | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Balls:
+    """`arb` balls in row-major order: o, dq of [B, H, M, D]; lse of [B, H, M]; dk, dv of [B, HK, N, D]."""
+
+    o: list[arb]
+    lse: list[arb]
+    dq: list[arb]
+    dk: list[arb]
+    dv: list[arb]
+
+
 def certified(
     q: Tensor, k: Tensor, v: Tensor, do: Tensor | None, mask: Mask, scale: float, bits: int = 192
 ) -> Certified:
@@ -66,32 +77,38 @@ def certified(
     if truth.o.isnan().any() or truth.lse.isnan().any() or (do is not None and not do.isfinite().all()):
         raise ValueError("certified attention needs finite inputs wherever the mask lets them be seen")
     scales = natural_scales(q, k, v, do, mask, scale, truth)
+    x = balls(q, k, v, torch.zeros_like(q) if do is None else do, mask, scale, bits)
+    with ctx.workprec(bits):
+        out, lse = _ball(x.o, q.shape), _ball(x.lse, q.shape[:3])
+        if do is None:
+            return Certified(out, lse, None, None, None, scales)
+        return Certified(out, lse, _ball(x.dq, q.shape), _ball(x.dk, k.shape), _ball(x.dv, k.shape), scales)
+
+
+def balls(q: Tensor, k: Tensor, v: Tensor, do: Tensor, mask: Mask, scale: float, bits: int) -> Balls:
+    """The same as the balls themselves, for those who need more digits than two doubles hold; inputs are finite."""
     (B, H, M, D), (HK, N) = q.shape, k.shape[1:3]
     visible, bias = mask.rows(0, M, M, N, q.device)
     visible = visible.expand(B, H, M, N)
-    bias = truth.o.new_zeros(1, 1, 1, 1).expand(B, H, M, N) if bias is None else bias.expand(B, H, M, N)
-    grad = torch.zeros_like(q) if do is None else do
-    o, lse, dq, dk, dv = [], [], [], [], []
+    bias = torch.zeros(B, H, M, N, dtype=torch.float64) if bias is None else bias.expand(B, H, M, N)
+    x = Balls([], [], [], [], [])
     with ctx.workprec(bits):
         for b in range(B):
             for g in range(HK):
                 K, V = _matrix(k[b, g]), _matrix(v[b, g])  # N x D
                 dK, dV = arb_mat(N, D), arb_mat(N, D)
                 for h in range(g * (H // HK), (g + 1) * (H // HK)):
-                    Q, dO = _matrix(q[b, h]), _matrix(grad[b, h])  # M x D
+                    Q, dO = _matrix(q[b, h]), _matrix(do[b, h])  # M x D
                     P, L = _weights(Q * K.transpose(), visible[b, h], bias[b, h], scale)  # M x N, M
                     dS = _score_gradient(P, dO * V.transpose())  # M x N
-                    o += (P * V).entries()
-                    lse += L
-                    dq += (dS * K * arb(scale)).entries()
+                    x.o.extend((P * V).entries())
+                    x.lse.extend(L)
+                    x.dq.extend((dS * K * arb(scale)).entries())
                     dK += dS.transpose() * Q * arb(scale)
                     dV += P.transpose() * dO
-                dk += dK.entries()
-                dv += dV.entries()
-        out, log_sum = _ball(o, q.shape), _ball(lse, q.shape[:3])
-        if do is None:
-            return Certified(out, log_sum, None, None, None, scales)
-        return Certified(out, log_sum, _ball(dq, q.shape), _ball(dk, k.shape), _ball(dv, k.shape), scales)
+                x.dk.extend(dK.entries())
+                x.dv.extend(dV.entries())
+    return x
 
 
 def distance(truth: Forward, exact: Certified, gradients: Gradients | None = None) -> Distances:

@@ -228,6 +228,17 @@ def _(case: Case) -> Values:
     return Values(**values)
 
 
+@regime(
+    "integers", "small even integers: with a scale of 1/2, 1/4 or 1/8 every logit is an integer, and sums are exact"
+)
+def _(case: Case) -> Values:
+    values = {}
+    for name, shape in _shapes(case).items():
+        x = Draws(case.seed, name).integers(-1, 2, int(np.prod(shape))).reshape(shape).astype(np.float64)
+        values[name] = 2 * x if name in ("q", "k") else x
+    return Values(**values)
+
+
 def _edge_keys(case: Case) -> NDArray[np.int64]:
     """[M]: for each query the index of an edge key.
 

@@ -13,6 +13,7 @@ import torch
 
 from .arithmetic import Arithmetic
 from .formats import STORAGE, Array, decode, storage_bytes
+from .ttir import Location
 
 _ELEMENTS = {
     torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16",
@@ -28,6 +29,7 @@ class Page:
     known: Array  # bool
     bits: Array  # as they were when the number was remembered
     values: Array
+    stored: Location  # the last store
 
 
 class Ledger:
@@ -39,17 +41,18 @@ class Ledger:
     def _page(self, tensor: torch.Tensor, itemsize: int) -> Page | None:
         return self._pages.get((tensor.untyped_storage().data_ptr(), itemsize))
 
-    def remember(self, tensor: torch.Tensor, view: Array, index: Array, values: Array) -> None:
+    def remember(self, tensor: torch.Tensor, view: Array, index: Array, values: Array, at: Location) -> None:
         """The items `index` of `tensor`'s storage, whose bits are now `view[index]`, stand for `values`."""
         page = self._page(tensor, view.itemsize)
         if page is None or page.values.dtype != values.dtype:
             storage, unsigned = tensor.untyped_storage(), np.dtype(f"u{view.itemsize}")
             page = Page(storage, np.zeros(view.size, np.bool_), np.zeros(view.size, unsigned),
-                        np.zeros(view.size, values.dtype))  # fmt: skip
+                        np.zeros(view.size, values.dtype), at)  # fmt: skip
             self._pages[storage.data_ptr(), view.itemsize] = page
         page.known[index] = True
         page.bits[index] = view.view(page.bits.dtype)[index]
         page.values[index] = values
+        page.stored = at
 
     def recall(self, tensor: torch.Tensor, view: Array, index: Array, values: Array) -> Array:
         """`values`, decoded from the bits, with those replaced that are remembered and whose bits are unchanged."""
@@ -79,7 +82,12 @@ class Ledger:
         view = storage_bytes(tensor)
         view = view[: view.size // size * size].view(f"u{size}")
         index = strided(np.arange(view.size), tensor)
-        self.remember(tensor, view, index, values)
+        self.remember(tensor, view, index, values, Location())
+
+    def stored(self, tensor: torch.Tensor) -> Location:
+        """The source line of the last store into the tensor's storage; unknown if none is remembered."""
+        page = self._page(tensor, tensor.element_size())
+        return Location() if page is None else page.stored
 
 
 def numbers(tensor: torch.Tensor) -> Array:

@@ -187,14 +187,14 @@ class Memory:
         values = self._arithmetic.load(values, element)
         return values if self._ledger is None else self._ledger.recall(region.tensor, view, index, values)
 
-    def _put(self, region: Region, view: Array, index: Array, values: Array, element: str) -> None:
+    def _put(self, region: Region, view: Array, index: Array, values: Array, element: str, at: Location) -> None:
         if element in FLOATS:
             bits = encode(self._arithmetic.store(values, element), element)
         else:
             bits = values.astype(view.dtype, copy=False)
         view[index] = bits
         if self._ledger is not None and element in FLOATS:
-            self._ledger.remember(region.tensor, view, index, values)
+            self._ledger.remember(region.tensor, view, index, values, at)
 
     def _zero(self, element: str) -> Array:
         if element in FLOATS:
@@ -243,7 +243,7 @@ class Memory:
             if by.shape != index.shape:  # one address for all instances
                 index, bits = np.broadcast_to(index, by.shape), np.broadcast_to(bits, by.shape)
             self._watch.write(region, index, by, bits.astype(dtype, copy=False), at)
-        self._put(region, view, index, values, element)
+        self._put(region, view, index, values, element, at)
 
     def atomic(
         self, kind: str, lanes: Array, address: Array, values: Array, mask: Array | None, element: str, at: Location
@@ -296,7 +296,7 @@ class Memory:
         for t in range(int(turn.max()) + 1):
             now = np.flatnonzero(turn == t)
             seen[now] = self._get(region, view, index[now], element)
-            self._put(region, view, index[now], combine(seen[now], *(x[now] for x in chosen)), element)
+            self._put(region, view, index[now], combine(seen[now], *(x[now] for x in chosen)), element, at)
         old[visible] = seen
         return old
 

@@ -44,6 +44,11 @@ class Location:
         outside = [f for f in self.frames if "/triton/language/" not in f[0]]
         return next(iter(outside or self.frames), None)
 
+    def calls(self) -> str:
+        """All frames outside Triton's own library, innermost first, as `tiles.py:38, from forward.py:80`."""
+        outside = [f"{file.rpartition('/')[2]}:{line}" for file, line in self.frames if "/triton/language/" not in file]
+        return ", from ".join(outside) or "unknown line"
+
     def __str__(self) -> str:
         frame = self.user_frame()
         return f"{frame[0]}:{frame[1]}" if frame else "unknown line"

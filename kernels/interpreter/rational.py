@@ -348,3 +348,8 @@ class Rational(Arithmetic):
 def _objects(x: Any, shape: tuple[int, ...]) -> Array:
     """What a numpy function of objects returns, as an array even where it has no dimension."""
     return np.asarray(x, object).reshape(shape)
+
+
+def power(base: int, exponent: Any) -> Any:
+    """`base` (a power of two) to an exact exponent, which may be a logarithm: `power(4, lse)` is what a sum was."""
+    return _exp2(_mul(exponent, fmpq(base.bit_length() - 1)))

@@ -13,6 +13,7 @@ from .host import HostMode
 from .ledger import Ledger, numbers
 from .memory import Memory
 from .tracking import Tracked, Tracker
+from .ttir import Location
 
 
 class Session:
@@ -20,6 +21,7 @@ class Session:
 
     def __init__(self, arithmetic: Arithmetic, tracked: Tracked | None = None) -> None:
         self.arithmetic = arithmetic
+        self.launches = 0
         self.ledger = Ledger()
         self.tracker = None if tracked is None else Tracker(tracked)
         ledger = self.ledger if arithmetic.wide else None
@@ -30,6 +32,7 @@ class Session:
         *, ordered: bool,
     ) -> Memory:  # fmt: skip
         """The memory of a launch that may write `written`; `ordered`: its instances wait for one another."""
+        self.launches += 1
         watch = None if self.tracker is None else self.tracker.launch(grid, written, ordered=ordered)
         return Memory(tensors, self.arithmetic, grid, self.ledger, watch)
 
@@ -41,6 +44,16 @@ class Session:
         if not self.arithmetic.wide:
             return numbers(tensor)
         return self.ledger.read(tensor, self.arithmetic)
+
+    def follow(self, *tensors: torch.Tensor) -> None:
+        """Do what torch does with these tensors in wide arithmetic as well, from the numbers that they hold now."""
+        if self.arithmetic.wide:
+            for tensor in tensors:
+                self.ledger.note(tensor, self.arithmetic.load(numbers(tensor), "f64"))
+
+    def stored(self, tensor: torch.Tensor) -> Location:
+        """The kernel's source line that last stored into a tensor; known in wide arithmetic only."""
+        return self.ledger.stored(tensor)
 
     @contextmanager
     def active(self) -> Iterator[None]:

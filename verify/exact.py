@@ -1,0 +1,282 @@
+"""A kernel's own source in exact arithmetic, against the definition: is its algebra attention's?
+
+Two runs.  In rationals, on small integers, every element of the output, the log-sum-exp and the gradients must *equal*
+the definition's.  In 50, 100 and 200 digits, on generic inputs, the difference must fall a digit per digit: what is
+merely a good approximation stops falling.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from flint import arb, ctx, fmpq
+from numpy.typing import NDArray
+
+from ..kernels.interpreter import KernelError, Session, UnsupportedOperationError, arithmetics, interpret
+from ..kernels.interpreter.rational import power
+from ..reference import rational
+from ..reference.certified import balls
+from .case import Case, MaskRecipe
+from .implementation import Implementation, Outputs, RefusedError, WrongResultError, describe
+from .inputs import build
+
+DIGITS = (50, 100, 200)
+#: relative to the largest element, a quarter of fp16's unit roundoff: an algebra this close rounds to the same numbers
+NEGLIGIBLE = 2.0**-11 / 4
+_SLACK = 15  # digits that rounding in the last place, sums and the condition of the problem may cost
+Objects = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Where one tensor is not the definition's."""
+
+    tensor: str
+    count: int
+    elements: int
+    where: str
+    deviation: float  # largest |kernel - definition| / largest |definition|
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One case in one arithmetic: `equal`, `different`, or `unavailable` and why."""
+
+    case: Case
+    tiles: tuple[int, int] | None
+    arithmetic: str
+    status: str
+    elements: int = 0
+    mismatches: tuple[Mismatch, ...] = ()
+    detail: str = ""
+    digits: tuple[tuple[int, float], ...] = ()  # (digits, log10 of the largest relative difference)
+
+    @property
+    def deviation(self) -> float:
+        """The largest of the mismatches'."""
+        return max((m.deviation for m in self.mismatches), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a worker is to do: a case, tiles for a function that takes them, and how many digits (none: rationals)."""
+
+    case: Case
+    tiles: tuple[int, int] | None = None
+    digits: tuple[int, ...] = ()
+
+
+def problems(implementation: Implementation, seed: int, *, thorough: bool) -> list[Problem]:
+    """Everything the algebra of a kernel may depend on; `thorough` doubles the lengths and tries more tiles."""
+    takes_tiles = "tiles" in inspect.signature(implementation.function).parameters
+    tiles: list[tuple[int, int] | None] = [(16, 16), (32, 32), (32, 16), (16, 32)] if takes_tiles else [None]
+    cases = [c for case in _cases(seed, long=thorough) if (c := _within_reach(case, implementation)) is not None]
+    each = 2 if thorough and takes_tiles else 1
+    chosen = [Problem(c, tiles[(n + i) % len(tiles)]) for n, c in enumerate(cases) for i in range(each)]
+    generic = [c.with_(regime="normal") for c in cases[: 2 if thorough else 1]]
+    digits = DIGITS if thorough else DIGITS[:2]
+    return chosen + [Problem(c, tiles[n % len(tiles)], digits) for n, c in enumerate(generic)]
+
+
+def _within_reach(case: Case, implementation: Implementation) -> Case | None:
+    """The case with what the function has no option for taken out, if that leaves something to ask."""
+    if not implementation.has_backward:
+        case = case.with_(backward=False)
+    for change in (dict(HK=case.H), dict(mask=replace(case.mask, alignment=implementation.alignment))):
+        if implementation.lacks(case) is not None:
+            case = case.with_(**change)
+    return case if implementation.lacks(case) is None else None
+
+
+def _cases(seed: int, *, long: bool) -> Iterator[Case]:
+    base = Case(B=1, H=2, HK=1, M=37, N=37, D=16, dtype="bf16", regime="integers", seed=seed)
+    causal = MaskRecipe(causal=True)
+    bottom = MaskRecipe(causal=True, alignment="bottom-right")
+    yield base.with_(mask=causal) if not long else base.with_(M=64, N=64, mask=causal)
+    yield base.with_(M=33, N=45, dtype="fp16", layout="gaps")
+    yield base.with_(M=19, N=50, D=32, scale=0.125, mask=bottom)
+    yield base.with_(M=50, N=19, mask=bottom, dtype="fp16")  # the first queries see nothing
+    yield base.with_(H=4, HK=2, M=34, N=34, mask=MaskRecipe(causal=True, window=(7, 0)))
+    yield base.with_(M=40, N=33, D=8, scale=0.25, mask=MaskRecipe(window=(4, 2), alignment="bottom-right"))
+    yield base.with_(M=31, N=36, H=1, mask=MaskRecipe(boolean="empty-rows"), dtype="fp16")
+    yield base.with_(B=2, M=17, N=40, mask=MaskRecipe(key_lengths=True))
+    yield base.with_(M=1, N=47, H=2, HK=2, D=4)
+    yield base.with_(M=36, N=1, H=1, dtype="fp16")
+    yield base.with_(M=65, N=35, HK=2)
+    if long:
+        yield base.with_(M=64, N=64, D=32, scale=0.125, dtype="fp16", HK=2)
+        yield base.with_(M=63, N=61, mask=MaskRecipe(boolean="first-tile"), H=1)
+        yield base.with_(M=24, N=24, scale=-0.25, mask=causal)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# one problem, in a worker
+
+
+def solve(implementation: Implementation, device: str, problem: Problem) -> Comparison:
+    """Run the kernel in exact arithmetic and compare."""
+    del device  # the interpreter is the same everywhere
+    case, function = problem.case, implementation.function
+    if problem.tiles is not None:
+        function = partial(function, tiles=problem.tiles)
+    run = partial(_compared, replace(implementation, function=function), case, problem.digits)
+    name = f"{', '.join(map(str, problem.digits))} digits" if problem.digits else "rationals"
+    try:
+        status, elements, mismatches, detail, digits = run()
+    except UnsupportedOperationError as e:
+        return Comparison(case, problem.tiles, name, "unavailable", detail=str(e))
+    except RefusedError as e:
+        return Comparison(case, problem.tiles, name, "refused", detail=str(e))
+    except (KernelError, WrongResultError) as e:
+        return Comparison(case, problem.tiles, name, "different", detail=str(e))
+    except Exception as e:  # noqa: BLE001  (whatever the function does)
+        return Comparison(case, problem.tiles, name, "different", detail=f"it raised {describe(e)}")
+    return Comparison(case, problem.tiles, name, status, elements, tuple(mismatches), detail, tuple(digits))
+
+
+_Compared = tuple[str, int, list[Mismatch], str, list[tuple[int, float]]]
+
+
+def _compared(implementation: Implementation, case: Case, digits: tuple[int, ...]) -> _Compared:
+    if digits:
+        return _in_digits(implementation, case, digits)
+    inputs = build(case)
+    session, outputs = _run(implementation, case, arithmetics.exact())
+    if session.launches == 0:
+        return "unavailable", 0, [], "no Triton kernel was launched", []
+    truth = rational.attention(inputs.q, inputs.k, inputs.v, inputs.do, inputs.mask, case.softmax_scale)
+    wanted = {"out": truth.o, "lse": truth.total, "dq": truth.dq, "dk": truth.dk, "dv": truth.dv}
+    mismatches, elements = [], 0
+    for name, tensor in outputs.tensors().items():
+        got = session.values(tensor)
+        if name == "lse":  # base^lse is what is rational
+            got = np.asarray(_POWER(got), object).reshape(got.shape)
+        elements += got.size
+        mismatch = _mismatch(name, got, wanted[name], session.stored(tensor).calls())
+        mismatches += [mismatch] if mismatch else []
+    return _judged(session, mismatches, elements)
+
+
+def _judged(session: Session, mismatches: list[Mismatch], elements: int) -> _Compared:
+    if mismatches and session.rounded_on_the_host:
+        names = ", ".join(sorted(session.rounded_on_the_host))
+        return "unavailable", elements, mismatches, f"torch computed {names} between the launches, and rounded", []
+    return "different" if mismatches else "equal", elements, mismatches, "", []
+
+
+def _run(implementation: Implementation, case: Case, arithmetic: Any) -> tuple[Session, Outputs]:
+    inputs = build(case)
+    with interpret(arithmetic) as session:
+        session.follow(inputs.q, inputs.k, inputs.v, inputs.do)
+        return session, implementation(case, inputs)
+
+
+_POWER = np.frompyfunc(lambda x: power(4, x), 1, 1)
+_EQUAL = np.frompyfunc(lambda a, b: type(a) is fmpq and a == b, 2, 1)
+
+
+def _mismatch(name: str, got: Objects, wanted: Objects, line: str) -> Mismatch | None:
+    equal = np.asarray(_EQUAL(got, wanted), np.bool_)
+    if equal.all():
+        return None
+    places = np.argwhere(~equal)
+    first = tuple(int(i) for i in places[0])
+    factors = {a / b if type(a) is fmpq and b != 0 else None for a, b in zip(got[~equal], wanted[~equal], strict=True)}
+    parts = [f"first at {list(first)}: {_short(got[first])} instead of {_short(wanted[first])}"]
+    for axis, word in zip(
+        range(got.ndim - 4 if got.ndim > 3 else -3, 0), ("batch", "head", "row", "column"), strict=False
+    ):
+        there = np.unique(places[:, axis])
+        if there.size < got.shape[axis]:
+            parts.append(f"{word}s {_ranges(there.tolist())} of {got.shape[axis]}")
+    if len(factors) == 1 and None not in factors:
+        parts.append(f"each off by the factor {factors.pop()}")
+    parts.append(f"stored at {line}")
+    gaps = np.abs(_floats(got) - _floats(wanted))
+    largest = float(np.abs(_floats(wanted)).max()) or 1.0
+    return Mismatch(
+        name, int((~equal).sum()), got.size, "; ".join(parts), float(np.nan_to_num(gaps, nan=np.inf).max() / largest)
+    )
+
+
+def _short(x: Any) -> str:
+    text = str(x)
+    return text if len(text) <= 40 else f"{float(_float(x)):.17g}"
+
+
+def _float(x: Any) -> float:
+    return int(x.p) / int(x.q) if type(x) is fmpq else float(x)
+
+
+def _floats(x: Objects) -> NDArray[np.float64]:
+    return np.asarray(np.frompyfunc(_float, 1, 1)(x), np.float64)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`3-5, 9` for [3, 4, 5, 9]; the first few."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    words = [str(a) if a == b else f"{a}-{b}" for a, b in runs]
+    return ", ".join(words[:4]) + (", ..." if len(words) > 4 else "")
+
+
+def _in_digits(implementation: Implementation, case: Case, digits: tuple[int, ...]) -> _Compared:
+    inputs = build(case)
+    bits = math.ceil(max(digits) * math.log2(10)) + 128
+    truth = balls(inputs.q, inputs.k, inputs.v, inputs.do, inputs.mask, case.softmax_scale, bits)
+    wanted = {"out": truth.o, "lse": truth.lse, "dq": truth.dq, "dk": truth.dk, "dv": truth.dv}
+    found: list[tuple[int, float]] = []
+    mismatches: list[Mismatch] = []
+    elements = 0
+    for n in digits:
+        session, outputs = _run(implementation, case, arithmetics.precise(n))
+        if session.launches == 0:
+            return "unavailable", 0, [], "no Triton kernel was launched", []
+        worst, mismatches, elements = -math.inf, [], 0
+        for name, tensor in outputs.tensors().items():
+            got = session.values(tensor)
+            elements += got.size
+            apart, where = _apart(got, wanted[name], bits)
+            worst = max(worst, apart)
+            if apart > _SLACK - n:
+                line = session.stored(tensor).calls()
+                mismatches.append(
+                    Mismatch(name, 1, got.size, f"largest at {where}; stored at {line}", 10.0 ** min(apart, 300))
+                )
+        found.append((n, worst))
+    status, elements, mismatches, detail, _ = _judged(session, mismatches, elements)
+    return status, elements, mismatches, detail, found
+
+
+def _apart(got: Objects, wanted: list[arb], bits: int) -> tuple[float, list[int]]:
+    """(log10 of the largest |got - wanted| relative to the largest |wanted|, where); infinities must agree."""
+    with ctx.workprec(bits):
+        largest = max((abs(w) for w in wanted if w.is_finite()), key=_middle, default=arb(1))
+        worst, place = arb(0), 0
+        for i, (g, w) in enumerate(zip(got.flat, wanted, strict=True)):
+            if not w.is_finite() or not math.isfinite(g):
+                if float(g) == _middle(w):
+                    continue
+                return math.inf, [int(j) for j in np.unravel_index(i, got.shape)]
+            mantissa, exponent = g.as_mantissa_exp()
+            gap = abs(arb(int(mantissa)) * arb(2) ** int(exponent) - w)
+            if _middle(gap - worst) > 0 or gap.mid() > worst.mid():
+                worst, place = gap, i
+        if worst.mid() == 0:
+            return -math.inf, [0]
+        ratio = worst.mid() / (largest.mid() if largest.mid() != 0 else arb(1))
+        return float((ratio.log() / arb(10).log()).mid()), [int(j) for j in np.unravel_index(place, got.shape)]
+
+
+def _middle(x: arb) -> float:
+    return float(x.mid())
