@@ -34,18 +34,22 @@ from .rows import (
 __all__ = [
     "COLUMNS",
     "SCHEMA",
+    "Algebra",
     "Answer",
     "Cell",
     "Check",
+    "Comparison",
     "Counts",
     "Exactness",
     "Finding",
     "Git",
     "Manifest",
+    "Mismatch",
     "RecordError",
     "Row",
     "Run",
     "ShardWriter",
+    "Share",
     "Verdict",
     "load",
     "read_shards",
@@ -147,6 +151,49 @@ class Cell(_Model):
     status: str
 
 
+class Mismatch(_Model):
+    """Where one tensor of a kernel run in exact arithmetic is not the definition's.
+
+    `deviation` is the largest |kernel - definition| relative to the largest |definition|.
+    """
+
+    tensor: Tensor
+    count: int
+    elements: int
+    where: str
+    deviation: Number
+
+
+class Comparison(_Model):
+    """One case in exact arithmetic against the definition; `digits` are (digits, log10 of the largest difference)."""
+
+    case: Recipe
+    arithmetic: str
+    status: Literal["equal", "different", "unavailable", "refused"]
+    tiles: tuple[int, int] | None = Field(default=None, strict=False)
+    elements: int = 0
+    mismatches: tuple[Mismatch, ...] = Field(default=(), strict=False)
+    detail: str = ""
+    digits: tuple[tuple[int, Number], ...] = Field(default=(), strict=False)
+
+
+class Share(_Model):
+    """What the roundings at one site contribute to a tensor's error: its RMS alone, and its part of the whole MSE."""
+
+    dtype: str
+    tensor: Tensor
+    site: str
+    rms: Number
+    part: Number
+
+
+class Algebra(_Model):
+    """The kernel's own source in other arithmetics: is it the definition, and where does its rounding error arise?"""
+
+    comparisons: tuple[Comparison, ...] = Field(default=(), strict=False)
+    shares: tuple[Share, ...] = Field(default=(), strict=False)
+
+
 class Counts(_Model):
     """Cases measured: independent ones (survey), and those of the search for the worst (hunt)."""
 
@@ -168,6 +215,7 @@ class Verdict(_Model):
     cells: tuple[Cell, ...] = Field(default=(), strict=False)
     not_covered: tuple[str, ...] = Field(default=(), strict=False)
     counts: Counts = Counts()
+    algebra: Algebra | None = None
     seconds: Number = 0.0
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flint import arb, ctx, fmpq
@@ -22,6 +22,8 @@ from ..kernels.interpreter import KernelError, Session, UnsupportedOperationErro
 from ..kernels.interpreter.rational import power
 from ..reference import rational
 from ..reference.certified import balls
+from ..reports.record import Comparison, Mismatch
+from ..reports.record import Tensor as TensorName
 from .case import Case, MaskRecipe
 from .implementation import Implementation, Outputs, RefusedError, WrongResultError, describe
 from .inputs import build
@@ -30,37 +32,8 @@ DIGITS = (50, 100, 200)
 #: relative to the largest element, a quarter of fp16's unit roundoff: an algebra this close rounds to the same numbers
 NEGLIGIBLE = 2.0**-11 / 4
 _SLACK = 15  # digits that rounding in the last place, sums and the condition of the problem may cost
+_NO_KERNEL = "no Triton kernel was launched"
 Objects = NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Mismatch:
-    """Where one tensor is not the definition's."""
-
-    tensor: str
-    count: int
-    elements: int
-    where: str
-    deviation: float  # largest |kernel - definition| / largest |definition|
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One case in one arithmetic: `equal`, `different`, or `unavailable` and why."""
-
-    case: Case
-    tiles: tuple[int, int] | None
-    arithmetic: str
-    status: str
-    elements: int = 0
-    mismatches: tuple[Mismatch, ...] = ()
-    detail: str = ""
-    digits: tuple[tuple[int, float], ...] = ()  # (digits, log10 of the largest relative difference)
-
-    @property
-    def deviation(self) -> float:
-        """The largest of the mismatches'."""
-        return max((m.deviation for m in self.mismatches), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,31 +98,28 @@ def solve(implementation: Implementation, device: str, problem: Problem) -> Comp
     case, function = problem.case, implementation.function
     if problem.tiles is not None:
         function = partial(function, tiles=problem.tiles)
-    run = partial(_compared, replace(implementation, function=function), case, problem.digits)
-    name = f"{', '.join(map(str, problem.digits))} digits" if problem.digits else "rationals"
+    arithmetic = f"{', '.join(map(str, problem.digits))} digits" if problem.digits else "rationals"
+    found = Comparison(case=case.to_dict(), arithmetic=arithmetic, status="different", tiles=problem.tiles)
     try:
-        status, elements, mismatches, detail, digits = run()
+        result = _compared(replace(implementation, function=function), case, problem.digits)
     except UnsupportedOperationError as e:
-        return Comparison(case, problem.tiles, name, "unavailable", detail=str(e))
+        return found.model_copy(update=dict(status="unavailable", detail=str(e)))
     except RefusedError as e:
-        return Comparison(case, problem.tiles, name, "refused", detail=str(e))
+        return found.model_copy(update=dict(status="refused", detail=str(e)))
     except (KernelError, WrongResultError) as e:
-        return Comparison(case, problem.tiles, name, "different", detail=str(e))
+        return found.model_copy(update=dict(detail=str(e)))
     except Exception as e:  # noqa: BLE001  (whatever the function does)
-        return Comparison(case, problem.tiles, name, "different", detail=f"it raised {describe(e)}")
-    return Comparison(case, problem.tiles, name, status, elements, tuple(mismatches), detail, tuple(digits))
+        return found.model_copy(update=dict(detail=f"it raised {describe(e)}"))
+    return found.model_copy(update=result)
 
 
-_Compared = tuple[str, int, list[Mismatch], str, list[tuple[int, float]]]
-
-
-def _compared(implementation: Implementation, case: Case, digits: tuple[int, ...]) -> _Compared:
+def _compared(implementation: Implementation, case: Case, digits: tuple[int, ...]) -> dict[str, Any]:
     if digits:
         return _in_digits(implementation, case, digits)
     inputs = build(case)
     session, outputs = _run(implementation, case, arithmetics.exact())
     if session.launches == 0:
-        return "unavailable", 0, [], "no Triton kernel was launched", []
+        return dict(status="unavailable", detail=_NO_KERNEL)
     truth = rational.attention(inputs.q, inputs.k, inputs.v, inputs.do, inputs.mask, case.softmax_scale)
     wanted = {"out": truth.o, "lse": truth.total, "dq": truth.dq, "dk": truth.dk, "dv": truth.dv}
     mismatches, elements = [], 0
@@ -158,16 +128,17 @@ def _compared(implementation: Implementation, case: Case, digits: tuple[int, ...
         if name == "lse":  # base^lse is what is rational
             got = np.asarray(_POWER(got), object).reshape(got.shape)
         elements += got.size
-        mismatch = _mismatch(name, got, wanted[name], session.stored(tensor).calls())
+        mismatch = _mismatch(cast(TensorName, name), got, wanted[name], session.stored(tensor).calls())
         mismatches += [mismatch] if mismatch else []
     return _judged(session, mismatches, elements)
 
 
-def _judged(session: Session, mismatches: list[Mismatch], elements: int) -> _Compared:
+def _judged(session: Session, mismatches: list[Mismatch], elements: int) -> dict[str, Any]:
+    status, detail = "different" if mismatches else "equal", ""
     if mismatches and session.rounded_on_the_host:
         names = ", ".join(sorted(session.rounded_on_the_host))
-        return "unavailable", elements, mismatches, f"torch computed {names} between the launches, and rounded", []
-    return "different" if mismatches else "equal", elements, mismatches, "", []
+        status, detail = "unavailable", f"torch computed {names} between the launches, and rounded"
+    return dict(status=status, elements=elements, mismatches=tuple(mismatches), detail=detail)
 
 
 def _run(implementation: Implementation, case: Case, arithmetic: Any) -> tuple[Session, Outputs]:
@@ -181,7 +152,7 @@ _POWER = np.frompyfunc(lambda x: power(4, x), 1, 1)
 _EQUAL = np.frompyfunc(lambda a, b: type(a) is fmpq and a == b, 2, 1)
 
 
-def _mismatch(name: str, got: Objects, wanted: Objects, line: str) -> Mismatch | None:
+def _mismatch(name: TensorName, got: Objects, wanted: Objects, line: str) -> Mismatch | None:
     equal = np.asarray(_EQUAL(got, wanted), np.bool_)
     if equal.all():
         return None
@@ -189,9 +160,7 @@ def _mismatch(name: str, got: Objects, wanted: Objects, line: str) -> Mismatch |
     first = tuple(int(i) for i in places[0])
     factors = {a / b if type(a) is fmpq and b != 0 else None for a, b in zip(got[~equal], wanted[~equal], strict=True)}
     parts = [f"first at {list(first)}: {_short(got[first])} instead of {_short(wanted[first])}"]
-    for axis, word in zip(
-        range(got.ndim - 4 if got.ndim > 3 else -3, 0), ("batch", "head", "row", "column"), strict=False
-    ):
+    for axis, word in enumerate(("batch element", "head", "row", "column")[: got.ndim]):
         there = np.unique(places[:, axis])
         if there.size < got.shape[axis]:
             parts.append(f"{word}s {_ranges(there.tolist())} of {got.shape[axis]}")
@@ -200,9 +169,8 @@ def _mismatch(name: str, got: Objects, wanted: Objects, line: str) -> Mismatch |
     parts.append(f"stored at {line}")
     gaps = np.abs(_floats(got) - _floats(wanted))
     largest = float(np.abs(_floats(wanted)).max()) or 1.0
-    return Mismatch(
-        name, int((~equal).sum()), got.size, "; ".join(parts), float(np.nan_to_num(gaps, nan=np.inf).max() / largest)
-    )
+    deviation = float(np.nan_to_num(gaps, nan=np.inf).max() / largest)
+    return Mismatch(tensor=name, count=len(places), elements=got.size, where="; ".join(parts), deviation=deviation)
 
 
 def _short(x: Any) -> str:
@@ -230,7 +198,7 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(words[:4]) + (", ..." if len(words) > 4 else "")
 
 
-def _in_digits(implementation: Implementation, case: Case, digits: tuple[int, ...]) -> _Compared:
+def _in_digits(implementation: Implementation, case: Case, digits: tuple[int, ...]) -> dict[str, Any]:
     inputs = build(case)
     bits = math.ceil(max(digits) * math.log2(10)) + 128
     truth = balls(inputs.q, inputs.k, inputs.v, inputs.do, inputs.mask, case.softmax_scale, bits)
@@ -241,21 +209,20 @@ def _in_digits(implementation: Implementation, case: Case, digits: tuple[int, ..
     for n in digits:
         session, outputs = _run(implementation, case, arithmetics.precise(n))
         if session.launches == 0:
-            return "unavailable", 0, [], "no Triton kernel was launched", []
+            return dict(status="unavailable", detail=_NO_KERNEL)
         worst, mismatches, elements = -math.inf, [], 0
         for name, tensor in outputs.tensors().items():
             got = session.values(tensor)
             elements += got.size
-            apart, where = _apart(got, wanted[name], bits)
+            apart, place = _apart(got, wanted[name], bits)
             worst = max(worst, apart)
             if apart > _SLACK - n:
                 line = session.stored(tensor).calls()
-                mismatches.append(
-                    Mismatch(name, 1, got.size, f"largest at {where}; stored at {line}", 10.0 ** min(apart, 300))
-                )
+                where = f"largest difference at {place}; stored at {line}"
+                mismatches.append(Mismatch(tensor=cast(TensorName, name), count=1, elements=got.size, where=where,
+                                           deviation=10.0 ** min(apart, 300)))  # fmt: skip
         found.append((n, worst))
-    status, elements, mismatches, detail, _ = _judged(session, mismatches, elements)
-    return status, elements, mismatches, detail, found
+    return _judged(session, mismatches, elements) | dict(digits=tuple(found))
 
 
 def _apart(got: Objects, wanted: list[arb], bits: int) -> tuple[float, list[int]]:

@@ -66,7 +66,7 @@ def only(*sites: str) -> Arithmetic:
     """Float64, rounded as the kernel says at the named sites and nowhere else: what one rounding contributes.
 
     Args:
-        sites: kinds (`scores`, `exp`, `P`, `dP`, `dS`, `operands`, `accumulators`, `output`, `constants`), names of
-            kernels, `kernel:kind`, or source lines as `file.py:61`.
+        sites: kinds (`scores`, `exp`, `P`, `dP`, `dS`, `operands`, `accumulators`, `output`, `constants`; `host` is
+            what torch computes between launches), names of kernels, `kernel:kind`, or source lines as `file.py:61`.
     """
     return Rounded("nearest", only=frozenset(sites))

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .arithmetic import Arithmetic
 from .formats import Array
 from .ledger import Ledger
+from .sites import Site
 from .tracking import Tracker
 
 _EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"})
@@ -24,6 +25,7 @@ _COPIES = frozenset({"_to_copy", "clone", "copy_", "contiguous"})
 _BINARY = {"add": "add", "sub": "sub", "mul": "mul", "div": "div", "maximum": "maximum", "minimum": "minimum"}
 _UNARY = {"neg": "neg", "exp": "exp", "exp2": "exp2", "log": "log", "log2": "log2", "sqrt": "sqrt", "rsqrt": "rsqrt",
           "abs": "abs", "reciprocal": "reciprocal"}  # fmt: skip
+HOST = Site("torch", "host")  # the rounding site of what torch computes between launches
 
 
 class HostMode(TorchDispatchMode):
@@ -31,7 +33,7 @@ class HostMode(TorchDispatchMode):
 
     def __init__(self, tracker: Tracker | None, ledger: Ledger | None, arithmetic: Arithmetic) -> None:
         super().__init__()
-        self._tracker, self._ledger, self._arithmetic = tracker, ledger, arithmetic
+        self._tracker, self._ledger, self._arithmetic = tracker, ledger, arithmetic.at(HOST)
         self.rounded: set[str] = set()  # operations that took wide numbers and returned rounded ones
 
     def __torch_dispatch__(

@@ -30,6 +30,7 @@ from .arithmetic import Arithmetic
 from .pointers import atomics_order, written_arguments
 from .program import Program, argument
 from .session import current
+from .sites import rounding_sites
 from .ttir import Function, parse
 
 TARGET = GPUTarget("cuda", 89, 32)
@@ -93,6 +94,7 @@ class InterpretedKernel:
 
     def __init__(self, function: Function, names: Sequence[str], constants: set[str]) -> None:
         self.ttir = function
+        self._sites = rounding_sites(function)
         self._written, self._ordered = written_arguments(function), atomics_order(function)
         self._runtime = [(i, name) for i, name in enumerate(names) if name not in constants]
         self._programs: dict[Arithmetic, Program] = {}
@@ -125,6 +127,7 @@ class InterpretedKernel:
             argument(memory.address(v) if isinstance(v, torch.Tensor) else v, type_, session.arithmetic)
             for v, (_, type_) in zip(values, self.ttir.arguments, strict=True)
         ]
+        session.sites |= self._sites
         self._program(session.arithmetic).run(grid, arrays, memory)
 
 

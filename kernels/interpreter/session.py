@@ -12,6 +12,7 @@ from .formats import Array
 from .host import HostMode
 from .ledger import Ledger, numbers
 from .memory import Memory
+from .sites import Site
 from .tracking import Tracked, Tracker
 from .ttir import Location
 
@@ -22,6 +23,7 @@ class Session:
     def __init__(self, arithmetic: Arithmetic, tracked: Tracked | None = None) -> None:
         self.arithmetic = arithmetic
         self.launches = 0
+        self.sites: set[Site] = set()  # where the kernels that were launched round
         self.ledger = Ledger()
         self.tracker = None if tracked is None else Tracker(tracked)
         ledger = self.ledger if arithmetic.wide else None

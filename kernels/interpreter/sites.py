@@ -12,12 +12,15 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .formats import FLOATS
 from .ttir import Function, Op, Region
 
 #: kinds of sites, in the order in which a forward pass meets them
 KINDS = ("scores", "exp", "P", "dP", "dS", "operands", "accumulators", "output")
 _EXPONENTIALS = frozenset({"math.exp", "math.exp2"})
 _NARROWING = frozenset({"arith.truncf", "tt.fp_to_fp"})
+_ROUNDING = ("arith.addf", "arith.subf", "arith.mulf", "arith.divf", "arith.truncf", "math.", "tt.dot", "tt.reduce",
+             "tt.scan", "tt.fp_to_fp", "tt.precise", "tt.extern", "tt.atomic")  # fmt: skip
 _LOOPS = frozenset({"scf.for", "scf.while"})
 
 
@@ -47,6 +50,15 @@ def sites(function: Function) -> dict[int, Site]:
             for region in op.regions:
                 found.update((id(inner), site) for inner in _walk(region))
     return found
+
+
+def rounding_sites(function: Function) -> frozenset[Site]:
+    """The sites at which a kernel may round: those of operations that make new floating-point numbers."""
+    by_op = sites(function)
+    return frozenset(
+        by_op[id(op)] for op in _walk(function.body)
+        if op.result_types and op.result_types[0].element in FLOATS and op.name.startswith(_ROUNDING)
+    )  # fmt: skip
 
 
 def _walk(region: Region) -> Iterator[Op]:

@@ -1,0 +1,93 @@
+"""Where a kernel's rounding error arises: one rounding site at a time, all else in float64.
+
+The kernel's own source runs in float64 with the roundings of a single site left on (what leads to an exponential, P,
+the accumulators, the output...); the mean squared error that this makes is that site's part of the whole.  Roundings
+at different sites are nearly independent, so the parts add up to the error of the kernel as it is.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.interpreter import KernelError, arithmetics, interpret
+from ..reference import attention
+from ..reports.record import Share
+from ..reports.record import Tensor as TensorName
+from .case import Case, DType
+from .implementation import Implementation, RefusedError
+from .inputs import build
+
+WHOLE = "whole"  # the kernel as it is
+REST = "sum of the parts"
+
+
+def attribution(implementation: Implementation, device: str, dtype: DType, seed: int, samples: int) -> list[Share]:
+    """The shares of all sites on the normal regime, largest first, with the whole and the sum of the parts per tensor.
+
+    Returns an empty list for what has no Triton kernel, or does what no other arithmetic can.
+    """
+    del device
+    squares: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for n in range(samples):
+        case = Case(B=1, H=2, HK=1, M=128, N=128, D=64, dtype=dtype, regime="normal", seed=seed + n,
+                    backward=implementation.has_backward)  # fmt: skip
+        if implementation.lacks(case) is not None:
+            case = case.with_(HK=2)
+        try:
+            for key, value in _sample(implementation, case):
+                squares[key].append(value)
+        except (KernelError, RefusedError):
+            return []
+    return _shares(squares, dtype)
+
+
+def _sample(implementation: Implementation, case: Case) -> Iterable[tuple[tuple[str, str], float]]:
+    """((tensor, site), mean squared error) of one case."""
+    inputs = build(case)
+    fwd = attention.forward(inputs.q, inputs.k, inputs.v, inputs.mask, case.softmax_scale)
+    truth = {"out": fwd.o, "lse": fwd.lse}
+    if case.backward:
+        g = attention.backward(inputs.q, inputs.k, inputs.v, inputs.do, inputs.mask, case.softmax_scale)
+        truth |= {"dq": g.dq, "dk": g.dk, "dv": g.dv}
+    wanted = {name: x.numpy() for name, x in truth.items()}
+    whole, sites = _run(implementation, case, arithmetics.ieee())
+    for name, got in whole.items():
+        yield (name, WHOLE), _square(got - wanted[name])
+    if not sites:
+        return
+    clean, _ = _run(implementation, case, arithmetics.float64())
+    for site in sorted({f"{s.kernel}:{s.kind}" for s in sites} | {"constants", "torch:host"}):
+        got, _ = _run(implementation, case, arithmetics.only(site))
+        for name, value in got.items():
+            yield (name, site), _square(value - clean[name])
+
+
+def _run(implementation: Implementation, case: Case, arithmetic: Any) -> tuple[dict[str, NDArray[Any]], set[Any]]:
+    inputs = build(case)
+    with interpret(arithmetic) as session:
+        session.follow(inputs.q, inputs.k, inputs.v, inputs.do)
+        outputs = implementation(case, inputs)
+        values = {name: np.asarray(session.values(t), np.float64) for name, t in outputs.tensors().items()}
+    return values, session.sites
+
+
+def _square(x: NDArray[Any]) -> float:
+    return float(np.mean(np.square(x[np.isfinite(x)])))
+
+
+def _shares(squares: dict[tuple[str, str], list[float]], dtype: str) -> list[Share]:
+    mean = {key: float(np.mean(values)) for key, values in squares.items()}
+    shares = []
+    for tensor in dict.fromkeys(name for name, _ in mean):
+        whole = mean[tensor, WHOLE]
+        parts = {site: value for (name, site), value in mean.items() if name == tensor and site != WHOLE}
+        ordered = sorted(((v, s) for s, v in parts.items() if v > 1e-6 * whole), reverse=True)
+        for value, site in [(whole, WHOLE), (sum(parts.values()), REST), *ordered]:
+            part = value / whole if whole else 0.0
+            shares.append(Share(dtype=dtype, tensor=cast(TensorName, tensor), site=site, rms=value**0.5, part=part))
+    return shares if any(s.site not in (WHOLE, REST) for s in shares) else []
