@@ -28,8 +28,9 @@ def verify(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the test suite on two processes."""
+    """Run the test suite on two processes, with the kernels of other people that it can get."""
     install(session, "tests")
+    session.install(*CONSTRAINTS, "--no-deps", *nox.project.dependency_groups(PYPROJECT, "third-party"))
     session.run("pytest", "-n", "2", "--dist", "worksteal", *session.posargs)
 
 

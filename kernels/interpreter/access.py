@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from .context import Context, Maker, Run
@@ -41,11 +43,38 @@ def _atomic_cas(op: Op, context: Context) -> Run:
 
 
 def _assert(op: Op, _: Context) -> Run:
-    message = op.words.partition('"')[2].rpartition('"')[0]
+    message = op.attributes["text"]
 
     def run(condition: Array) -> None:
         if not condition.all():
             raise KernelError(f"device assertion failed: {message}", op.location)
+
+    return run
+
+
+def _print(op: Op, _: Context) -> Run:
+    prefix = op.attributes["text"]
+    hexadecimal = op.attributes.get("hex") is True
+    signs = op.attributes.get("isSigned")
+    shapes = [t.shape for t in op.operand_types]
+
+    def run(x: Array, y: Array, z: Array, *values: Array) -> None:
+        lanes = max(v.shape[0] for v in (x, y, z, *values))
+        ids = np.broadcast_arrays(x, y, z)
+        for lane in range(lanes):
+            pid = ", ".join(str(i[lane if i.shape[0] > 1 else 0]) for i in ids)
+            if not values:
+                print(f"pid ({pid}){prefix}", file=sys.stdout)  # noqa: T201  # it is what the kernel asks for
+            for n, (value, shape) in enumerate(zip(values, shapes, strict=True)):
+                tile = np.broadcast_to(value, (lanes, *shape))[lane]
+                if isinstance(signs, list) and not signs[n] and tile.dtype.kind == "i":
+                    tile = tile.view(f"u{tile.dtype.itemsize}")
+                operand = f"(operand {n}) " if len(values) > 1 else ""
+                for index in np.ndindex(tile.shape):
+                    number = tile[index]
+                    text = f"0x{int(number):0{2 * tile.dtype.itemsize}x}" if hexadecimal else f"{number}"
+                    where = f" idx ({', '.join(map(str, index))})" if index else " idx ()"
+                    print(f"pid ({pid}){where}{prefix}{operand}{text}", file=sys.stdout)  # noqa: T201
 
     return run
 
@@ -59,6 +88,7 @@ ACCESS: dict[str, Maker] = {
     "tt.atomic_rmw": _atomic_rmw,
     "tt.atomic_cas": _atomic_cas,
     "tt.assert": _assert,
-    # hints, barriers between threads of one instance, and prints mean nothing here
-    **dict.fromkeys(("llvm.intr.assume", "gpu.barrier", "ttg.barrier", "tt.print"), lambda _op, _: lambda *_: None),
+    "tt.print": _print,
+    # hints, and barriers between threads of one instance, mean nothing here
+    **dict.fromkeys(("llvm.intr.assume", "gpu.barrier", "ttg.barrier"), lambda _op, _: lambda *_: None),
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .formats import CARRIER, LOW_PRECISION, Array, round_to, round_to_tf32
+from .formats import CARRIER, LOW_PRECISION, Array, integer_to_odd, round_to, round_to_odd, round_to_tf32, saturate
 from .sites import Site
 
 
@@ -65,7 +65,7 @@ class Arithmetic(ABC):
 
     @abstractmethod
     def to_integer(self, x: Array, dtype: np.dtype[Any]) -> Array:
-        """Toward zero."""
+        """Toward zero; `dtype` may be unsigned."""
 
     @abstractmethod
     def compare(self, name: str, a: Array, b: Array) -> Array:
@@ -86,17 +86,26 @@ def _erf(x: Array) -> Array:
     return torch.erf(torch.from_numpy(np.ascontiguousarray(x))).numpy()
 
 
+def _wide(f: Any) -> Any:
+    """`f` computed in float64: numpy's float32 versions err by up to 4 ulp, and differently from machine to machine."""
+    return lambda *x: f(*(v.astype(np.float64) for v in x)).astype(x[0].dtype)
+
+
 BINARY: dict[str, Any] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "rem": np.fmod,
-    "maxnum": np.fmax, "minnum": np.fmin, "maximum": np.maximum, "minimum": np.minimum, "pow": np.power,
-    "atan2": np.arctan2,
+    "maxnum": np.fmax, "minnum": np.fmin, "maximum": np.maximum, "minimum": np.minimum, "pow": _wide(np.power),
+    "atan2": _wide(np.arctan2),
 }  # fmt: skip
 UNARY: dict[str, Any] = {
-    "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log10": np.log10,
-    "log1p": np.log1p, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "cbrt": np.cbrt, "sin": np.sin,
-    "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh,
-    "cosh": np.cosh, "tanh": np.tanh, "erf": _erf, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc,
-    "roundeven": np.rint, "abs": np.abs, "neg": np.negative,
+    "exp2": np.exp2, "sqrt": np.sqrt, "rsqrt": _wide(lambda x: 1 / np.sqrt(x)), "erf": _wide(_erf),
+    "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc, "roundeven": np.rint, "abs": np.abs, "neg": np.negative,
+} | {
+    name: _wide(f)
+    for name, f in {
+        "exp": np.exp, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log10": np.log10, "log1p": np.log1p,
+        "cbrt": np.cbrt, "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos,
+        "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh,
+    }.items()
 }  # fmt: skip
 COMPARE: dict[str, Any] = {
     "oeq": np.equal, "olt": np.less, "ole": np.less_equal, "ogt": np.greater, "oge": np.greater_equal,
@@ -152,17 +161,17 @@ class Ieee(Arithmetic):
     def cast(self, x: Array, source: str, target: str, *, toward_zero: bool) -> Array:
         if target == "f64":
             return x.astype(np.float64)
-        if source == "f64":  # to nearest even; double rounding below fp32 as in NVIDIA's own lowering
-            x = x.astype(np.float32)
-        return round_to(x, target, toward_zero=toward_zero) if target in LOW_PRECISION else x
+        if source == "f64" and target in LOW_PRECISION:
+            x = round_to_odd(x)  # so that it is one rounding, as NVIDIA's cvt.rn.f16.f64 and cvt.rn.bf16.f64 are
+        return round_to(x, target, toward_zero=toward_zero)
 
     def from_integer(self, x: Array, element: str) -> Array:
         if element in ("f64", "f32"):
             return x.astype(CARRIER[element])
-        return self.cast(x.astype(np.float64), "f64", element, toward_zero=False)
+        return self.cast(integer_to_odd(x), "f64", element, toward_zero=False)
 
     def to_integer(self, x: Array, dtype: np.dtype[Any]) -> Array:
-        return np.trunc(x).astype(dtype)
+        return saturate(np.trunc(x), dtype)
 
     def compare(self, name: str, a: Array, b: Array) -> Array:
         out: Array = COMPARE[name](a, b)

@@ -6,7 +6,6 @@ import struct
 
 import numpy as np
 
-from .arithmetic import BINARY, UNARY
 from .context import Context, Maker, Run, integer, result
 from .errors import UnsupportedOperationError
 from .formats import FLOATS, INTEGERS, STORAGE, Array, decode, encode, round_to
@@ -108,16 +107,22 @@ def _int_to_float(*, signed: bool) -> Maker:
         def run(x: Array) -> Array:
             if source == "i1":  # a true i1 is -1
                 return from_integer(-x.astype(np.int8) if signed else x.astype(np.int8), target)
-            return from_integer(x if signed else _unsigned(x), target)
+            return from_integer(x if signed else unsigned(x), target)
 
         return run
 
     return maker
 
 
-def _float_to_int(op: Op, context: Context) -> Run:
-    dtype, to_integer = INTEGERS[result(op).element], context.arithmetic.to_integer
-    return lambda x: to_integer(x, dtype)
+def _float_to_int(*, signed: bool) -> Maker:
+    def maker(op: Op, context: Context) -> Run:
+        dtype, to_integer = INTEGERS[result(op).element], context.arithmetic.to_integer
+        if signed:
+            return lambda x: to_integer(x, dtype)
+        unsigned_dtype = np.dtype(f"u{dtype.itemsize}")
+        return lambda x: to_integer(x, unsigned_dtype).view(dtype)
+
+    return maker
 
 
 _COMPARE_INT: dict[str, Run] = {
@@ -130,7 +135,8 @@ def _compare_float(op: Op, context: Context) -> Run:
     return lambda a, b: compare(name, a, b)
 
 
-def _unsigned(x: Array) -> Array:
+def unsigned(x: Array) -> Array:
+    """The same bits of integers as unsigned ones."""
     return x if x.dtype == np.bool_ else np.ascontiguousarray(x).view(x.dtype.str.replace("i", "u"))
 
 
@@ -140,10 +146,17 @@ def _compare_int(op: Op, _: Context) -> Run:
         return _COMPARE_INT[predicate]
     compare = _COMPARE_INT[predicate[1:]]
     if predicate[0] == "u":
-        return lambda a, b: compare(_unsigned(a), _unsigned(b))
+        return lambda a, b: compare(unsigned(a), unsigned(b))
     if op.operand_types[0].element == "i1":  # a true i1 is -1
         return lambda a, b: compare(-a.astype(np.int8), -b.astype(np.int8))
     return compare
+
+
+def _select(op: Op, _: Context) -> Run:
+    rank = len(result(op).shape)
+    if rank == len(op.operand_types[0].shape):
+        return np.where
+    return lambda c, a, b: np.where(c.reshape(c.shape[0], *(1,) * rank), a, b)  # one condition for a whole tile
 
 
 # -- integers ----------------------------------------------------------------------------------------------------------
@@ -184,7 +197,7 @@ def _unsigned_integer(name: str) -> Maker:
 
     def maker(op: Op, _: Context) -> Run:
         dtype = integer(result(op))
-        return lambda a, b: f(_unsigned(a), _unsigned(b)).view(dtype)
+        return lambda a, b: f(unsigned(a), unsigned(b)).view(dtype)
 
     return maker
 
@@ -197,7 +210,7 @@ def _integer_cast(*, signed: bool) -> Maker:
         if dtype == np.bool_:  # truncation keeps the lowest bit
             return lambda x: (x & 1).astype(np.bool_)
         if not signed:
-            return lambda x: _unsigned(x).astype(dtype)
+            return lambda x: unsigned(x).astype(dtype)
         return lambda x: x.astype(dtype)
 
     return maker
@@ -207,13 +220,13 @@ def _mulhi_unsigned(op: Op, _: Context) -> Run:
     dtype = integer(result(op))
     if dtype.itemsize < 8:
         return lambda a, b: (
-            ((_unsigned(a).astype(np.uint64) * _unsigned(b).astype(np.uint64)) >> np.uint64(8 * dtype.itemsize))
+            ((unsigned(a).astype(np.uint64) * unsigned(b).astype(np.uint64)) >> np.uint64(8 * dtype.itemsize))
             .astype(dtype.str.replace("i", "u"))
             .view(dtype)
         )
 
     def run(a: Array, b: Array) -> Array:  # four 32-bit partial products
-        x, y, low, s = _unsigned(a), _unsigned(b), np.uint64(0xFFFFFFFF), np.uint64(32)
+        x, y, low, s = unsigned(a), unsigned(b), np.uint64(0xFFFFFFFF), np.uint64(32)
         middle = (x >> s) * (y & low) + (((x & low) * (y & low)) >> s)
         out: Array = (x >> s) * (y >> s) + (middle >> s) + (((x & low) * (y >> s) + (middle & low)) >> s)
         return out.view(dtype)
@@ -238,22 +251,6 @@ def _bitcast(op: Op, context: Context) -> Run:
     return run
 
 
-# -- libdevice -----------------------------------------------------------------------------------------------------
-
-
-def _libdevice(op: Op, context: Context) -> Run:
-    symbol = str(op.attributes.get("symbol", ""))
-    name = symbol.removeprefix("__nv_").removeprefix("fast_")
-    element = result(op).element
-    for candidate in (name, name.removesuffix("f")):
-        alias = {"fabs": "abs", "rint": "roundeven"}.get(candidate, candidate)
-        if alias in UNARY:
-            return lambda x, alias=alias: context.arithmetic.unary(alias, x, element)
-        if alias in BINARY:
-            return lambda a, b, alias=alias: context.arithmetic.binary(alias, a, b, element)
-    raise UnsupportedOperationError(f"libdevice function {symbol}", op.location)
-
-
 ELEMENTWISE: dict[str, Maker] = {
     "arith.constant": _constant,
     "ub.poison": _poison,
@@ -274,10 +271,11 @@ ELEMENTWISE: dict[str, Maker] = {
     **dict.fromkeys(("arith.truncf", "arith.extf", "tt.fp_to_fp"), _float_cast),
     "arith.sitofp": _int_to_float(signed=True),
     "arith.uitofp": _int_to_float(signed=False),
-    **dict.fromkeys(("arith.fptosi", "arith.fptoui"), _float_to_int),
+    "arith.fptosi": _float_to_int(signed=True),
+    "arith.fptoui": _float_to_int(signed=False),
     "arith.cmpf": _compare_float,
     "arith.cmpi": _compare_int,
-    "arith.select": lambda _op, _: np.where,
+    "arith.select": _select,
     **{f"arith.{n}": _integer(n) for n in _INTEGER},
     **{f"arith.{n}": _unsigned_integer(n) for n in _UNSIGNED},
     "math.absi": lambda _op, _: np.abs,
@@ -285,5 +283,4 @@ ELEMENTWISE: dict[str, Maker] = {
     **dict.fromkeys(("arith.extui", "arith.index_castui"), _integer_cast(signed=False)),
     "tt.mulhiui": _mulhi_unsigned,
     **dict.fromkeys(("arith.bitcast", "tt.bitcast", "tt.int_to_ptr", "tt.ptr_to_int"), _bitcast),
-    "tt.extern_elementwise": _libdevice,
 }

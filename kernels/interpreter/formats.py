@@ -96,6 +96,8 @@ def round_to(values: Array, element: str, *, toward_zero: bool = False) -> Array
         if toward_zero:
             return _toward_zero(clipped, _FP8[element])
         return clipped.astype(_FP8[element]).astype(np.float32)
+    if toward_zero and element == "f32":
+        return _toward_zero(values, np.dtype(np.float32))
     return values.astype(CARRIER[element], copy=False)
 
 
@@ -119,10 +121,51 @@ def _bf16(values: Array, *, toward_zero: bool) -> Array:
 
 def _toward_zero(values: Array, dtype: np.dtype[Any]) -> Array:
     nearest = values.astype(dtype)
-    back = nearest.astype(np.float32)
-    overshoot = np.abs(back) > np.abs(values)
-    bits = nearest.view(np.uint16 if dtype.itemsize == 2 else np.uint8)
-    return (bits - overshoot.astype(bits.dtype)).view(dtype).astype(np.float32)
+    overshoot = np.abs(nearest.astype(values.dtype)) > np.abs(values)
+    bits = nearest.view(f"u{dtype.itemsize}")
+    return np.asarray(bits - overshoot.astype(bits.dtype)).view(dtype).astype(np.float32)
+
+
+def round_to_odd(values: Array) -> Array:
+    """float64 -> float32, an inexact result taken with its last bit set.
+
+    A second rounding, to a format of at most 22 bits, is then as if it were the only one (Boldo and Melquiond 2008).
+    """
+    nearest = values.astype(np.float32)
+    back = nearest.astype(np.float64)
+    bits = nearest.view(np.uint32)
+    step = np.where(np.abs(back) > np.abs(values), np.uint32(0xFFFFFFFF), np.uint32(1))
+    fix = (back != values) & ~np.isnan(values) & (bits & np.uint32(1) == 0)
+    return np.where(fix, bits + step, bits).view(np.float32)
+
+
+def integer_to_odd(number: Array) -> Array:
+    """Integers -> float64, one that does not fit with its last bit set, for the reason that `round_to_odd` gives."""
+    wide = number.astype(np.float64)
+    if number.dtype.itemsize == 8 and (large := np.abs(wide) >= 2.0**53).any():
+        low = number.dtype.type(2047)  # a 64-bit integer less 11 bits is exact in float64
+        sticky = (number & ~low) | ((number & low != 0).astype(number.dtype) * number.dtype.type(2048))
+        wide = np.where(large, sticky.astype(np.float64), wide)
+    return wide
+
+
+def saturate(whole: Array, dtype: np.dtype[Any]) -> Array:
+    """Whole float32 or float64 numbers of any size as integers, as NVIDIA's cvt.rzi makes them (PTX ISA, cvt).
+
+    What does not fit becomes the nearest end of the range; NaN becomes 0, or the top bit alone where one side has 64
+    bits.  A conversion to 8 bits is one to 16 of which the lower half is kept (Triton's PTX).
+    """
+    step = np.dtype(f"{dtype.kind}{max(2, dtype.itemsize)}")
+    info = np.iinfo(step)
+    out = np.maximum(whole, 0).astype(step) if dtype.kind == "u" else whole.astype(step)
+    out = np.where(whole >= float(info.max) + (step.itemsize < 8), step.type(info.max), out)
+    out = np.where(whole <= info.min, step.type(info.min), out)
+    nan = np.isnan(whole)
+    if nan.any():
+        wide = whole.dtype.itemsize == 8 or step.itemsize == 8
+        top = info.min if dtype.kind == "i" else 1 << (8 * step.itemsize - 1)
+        out = np.where(nan, step.type(top if wide else 0), out)
+    return out.astype(dtype)
 
 
 def round_to_tf32(values: Array) -> Array:

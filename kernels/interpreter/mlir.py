@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -59,8 +60,15 @@ class Location:
 _OPEN, _CLOSE = "<({[", ">)}]"
 _OPEN_BRACKET = frozenset(_OPEN)
 VALUE = re.compile(r"%[\w$.\-]+(?:#\d+)?")
+STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 LOCATION_USE = re.compile(r"\s*loc\((#loc\d*|unknown)\)\s*$")
 LOCATION_DEFINITION = re.compile(r"^#loc(\d*) = loc\((.*)\)$")
+
+
+def unescape(text: str) -> str:
+    r"""The characters of a string literal: `\0A` is a byte in hexadecimal, `\\` a backslash."""
+    raw = re.sub(rb"\\([0-9A-Fa-f]{2}|\\)", lambda m: b"\\" if m[1] == b"\\" else bytes([int(m[1], 16)]), text.encode())
+    return raw.decode(errors="replace")
 
 
 def split_top(text: str, separator: str = ",") -> list[str]:
@@ -120,25 +128,27 @@ def matching(text: str, start: int) -> int:
     raise ParseError(f"unbalanced brackets in TTIR: {text}")
 
 
-def parse_attribute(text: str) -> Attribute:
-    """`1 : i32`, `true`, `array<i32: 1, 0>`, anything else as text."""
+def parse_attribute(text: str, literals: Sequence[str] = ()) -> Attribute:
+    """`1 : i32`, `true`, `array<i32: 1, 0>`, `"k"` for the k-th of `literals`, anything else as text."""
     text = text.strip()
     if text in ("true", "false"):
         return text == "true"
     if m := re.match(r"array<i\d+(?::\s*(.*))?>$", text):
         return [int(x) for x in (m[1] or "").split(",") if x.strip()]
     value = split_top(text, " : ")[0]
+    if m := re.fullmatch(r'"(\d+)"', value):
+        return literals[int(m[1])]
     if re.fullmatch(r"-?\d+", value):
         return int(value)
     if re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", value):
         return float(value)
-    return value.strip('"')
+    return value
 
 
-def parse_attributes(text: str) -> dict[str, Attribute]:
+def parse_attributes(text: str, literals: Sequence[str] = ()) -> dict[str, Attribute]:
     """`axis = 1 : i32, reverse` -> {"axis": 1, "reverse": True}."""
     pairs = (item.partition("=") for item in split_top(text))
-    return {k.strip(): parse_attribute(v) if eq else True for k, eq, v in pairs}
+    return {k.strip(): parse_attribute(v, literals) if eq else True for k, eq, v in pairs}
 
 
 # -- locations ---------------------------------------------------------------------------------------------------------

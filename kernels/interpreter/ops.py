@@ -10,6 +10,8 @@ operands' arrays.  What is not in the table is refused by name when the kernel i
 from .access import ACCESS
 from .context import Maker
 from .elementwise import ELEMENTWISE
+from .libdevice import LIBDEVICE
+from .ptx import ASSEMBLY
 from .tiles import TILES
 
-OPS: dict[str, Maker] = {**ELEMENTWISE, **TILES, **ACCESS}
+OPS: dict[str, Maker] = {**ELEMENTWISE, **LIBDEVICE, **ASSEMBLY, **TILES, **ACCESS}

@@ -7,7 +7,7 @@ of an `if` runs with its own lanes, and the results are put together again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -26,10 +26,14 @@ from .ttir import Block, Function, Op, Region, Type
 
 Environment: TypeAlias = "list[Any]"  # slot -> array
 _TERMINATORS = frozenset(
-    {"scf.yield", "tt.reduce.return", "tt.scan.return", "scf.condition", "tt.return", "cf.br", "cf.cond_br"}
-)
+    {
+        "scf.yield", "scf.condition", "cf.br", "cf.cond_br",
+        "tt.return", "tt.reduce.return", "tt.scan.return", "tt.map_elementwise.return",
+    }
+)  # fmt: skip
 _GRID = ("%program_x", "%program_y", "%program_z", "%programs_x", "%programs_y", "%programs_z", "%lanes")
 _LANES = _GRID.index("%lanes")  # the slot of the program instances' numbers, x fastest
+_CONTROL = frozenset({"scf.for", "scf.if", "scf.while", "tt.call", "tt.map_elementwise"})
 _LANE_ELEMENTS = 1 << 19  # tile elements in flight at once: keeps a batch of tiles near the caches
 
 
@@ -49,11 +53,18 @@ class Instruction:
 class Body:
     """A block: its arguments' slots, its instructions, and what it hands back."""
 
+    label: str
     arguments: tuple[int, ...]
     instructions: list[Instruction]
     terminator: Op | None
     returns: tuple[int, ...]
     captured: tuple[int, ...]  # slots defined outside and read inside
+
+
+def _defined(body: Body) -> set[int]:
+    """The slots that a block and all blocks inside it define."""
+    own = {slot for i in body.instructions for slot in i.outs}
+    return own.union(body.arguments, *(_defined(inner) for i in body.instructions for inner in i.regions))
 
 
 def _uniform(x: Array) -> Any | None:
@@ -76,10 +87,11 @@ class Program:
         self._launch, self._arithmetic = Launch(), arithmetic
         self._sites = sites(function)
         self._slots = {name: i for i, name in enumerate([*_GRID, *self._types])}
-        self._blocks = {b.label: self._body(b) for b in function.body.blocks}
-        self._entry = function.body.blocks[0].label
+        self._blocks = [self._body(b) for b in function.body.blocks]
         largest = max((int(np.prod(t.shape)) for t in self._types.values()), default=1)
-        self._batch = max(1, _LANE_ELEMENTS // max(1, largest))
+        # a lock held by one lane and awaited by another is never released while they march in step
+        spins = any(_spins(op) for b in function.body.blocks for op in b.ops)
+        self._batch = 1 if spins else max(1, _LANE_ELEMENTS // max(1, largest))
 
     # -- preparation ---------------------------------------------------------------------------------------------------
 
@@ -105,7 +117,7 @@ class Program:
                 instructions.append(self._instruction(op))
         arguments = tuple(self._slots[name] for name, _ in block.arguments)
         returns = tuple(self._slots[name] for name in terminator.operands) if terminator else ()
-        body = Body(arguments, instructions, terminator, returns, ())
+        body = Body(block.label, arguments, instructions, terminator, returns, ())
         body.captured = self._captured(body)
         self._mark_dead(body)
         return body
@@ -119,17 +131,20 @@ class Program:
             name = _GRID[axis if op.name == "tt.get_program_id" else axis + 3]
             return Instruction(op, lambda x: x, (self._slots[name],), outs)
         regions = [self._body(b) for region in op.regions for b in region.blocks]
-        if op.name in ("scf.for", "scf.if", "scf.while"):
+        if op.name in _CONTROL:
             return Instruction(op, None, ins, outs, regions)
-        if op.name == "tt.reduce":
-            known = (
-                regions[0].instructions[0].op.name.removeprefix("arith.") if len(regions[0].instructions) == 1 else None
-            )
-            arithmetic = self._context(op).arithmetic
-            run = reduction(op, self._combine(regions[0]), known if len(ins) == 1 else None, arithmetic)
-            return Instruction(op, run, ins, outs)
-        if op.name == "tt.scan":
-            return Instruction(op, scan(op, self._combine(regions[0])), ins, outs)
+        if op.name in ("tt.reduce", "tt.scan"):
+            (body,) = regions
+            known = body.instructions[0].op.name.removeprefix("arith.") if len(body.instructions) == 1 else None
+            combine = self._combine(body)
+            if op.name == "tt.scan":
+                return Instruction(op, scan(op, combine), ins + body.captured, outs)
+            if len(ins) > 1 or body.captured:
+                known = None
+            run = reduction(op, combine, known, self._context(op).arithmetic)
+            return Instruction(op, run, ins + body.captured, outs)
+        if op.name == "tt.print":
+            ins = (0, 1, 2, *ins)  # the program ids
         maker = OPS.get(op.name)
         if maker is None:
             raise UnsupportedOperationError(f"operation {op.name} is not supported by the interpreter", op.location)
@@ -148,7 +163,7 @@ class Program:
             defined.update(i.outs)
             for inner in i.regions:
                 read.update(inner.captured)
-                defined.update(inner.arguments)
+                defined.update(_defined(inner))
         return tuple(sorted(read - defined))
 
     @staticmethod
@@ -161,13 +176,11 @@ class Program:
             seen |= reads
 
     def _combine(self, body: Body) -> Combine:
-        """The combine region as a function of two tuples of arrays of any shape."""
-        if body.captured:
-            raise UnsupportedOperationError("a combine function that captures values", body.instructions[0].op.location)
+        """The combine region as a function of two tuples of arrays of any shape, and of what it reads from outside."""
 
-        def combine(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
+        def combine(left: Sequence[Array], right: Sequence[Array], captured: Sequence[Array]) -> list[Array]:
             env: Environment = [None] * len(self._slots)
-            for slot, x in zip(body.arguments, [*left, *right], strict=True):
+            for slot, x in zip((*body.arguments, *body.captured), [*left, *right, *captured], strict=True):
                 env[slot] = x
             self._execute(body, env)
             return [env[r] for r in body.returns]
@@ -196,37 +209,61 @@ class Program:
                     env[_LANES] = linear
                     for (name, _), value in zip(self.function.arguments, arguments, strict=True):
                         env[self._slots[name]] = value
-                    self._walk(self._entry, env)
+                    self._walk(self._blocks, 0, env)
         finally:
             self._launch.memory = None
 
-    def _walk(self, label: str, env: Environment) -> None:
-        """Follow the control-flow graph of the function body; a divergent branch splits the lanes for good."""
+    def _walk(self, blocks: Sequence[Body], at: int, env: Environment) -> list[Array]:
+        """Follow a control-flow graph from block `at`; returns what it returns.  Divergence splits the lanes."""
         while True:
-            body = self._blocks[label]
-            self._execute(body, env, keep=len(self._blocks) > 1)
+            body = blocks[at]
+            self._execute(body, env, keep=len(blocks) > 1)
             end = body.terminator
-            if end is None or end.name == "tt.return":
-                return
+            if end is None or not end.successors:
+                return [env[r] for r in body.returns]
             if end.name == "cf.br":
-                label = self._jump(end, 0, env)
+                at = self._jump(blocks, end, 0, env)
                 continue
             condition = env[self._slots[end.operands[0]]]
             taken = _uniform(condition)
             if taken is not None:
-                label = self._jump(end, 0 if taken else 1, env)
+                at = self._jump(blocks, end, 0 if taken else 1, env)
                 continue
+            parts = []
             for branch, lanes in ((0, np.flatnonzero(condition)), (1, np.flatnonzero(~condition))):
                 part = [None if x is None else _take(x, lanes) for x in env]
-                self._walk(self._jump(end, branch, part), part)
-            return
+                parts.append((lanes, self._walk(blocks, self._jump(blocks, end, branch, part), part)))
+            return self._assemble(condition.shape[0], parts)
 
-    def _jump(self, end: Op, branch: int, env: Environment) -> str:
+    def _jump(self, blocks: Sequence[Body], end: Op, branch: int, env: Environment) -> int:
         label, passed = end.successors[branch]
+        target = next(i for i, b in enumerate(blocks) if b.label == label)
         values = [env[self._slots[name]] for name in passed]
-        for slot, value in zip(self._blocks[label].arguments, values, strict=True):
+        for slot, value in zip(blocks[target].arguments, values, strict=True):
             env[slot] = value
-        return label
+        return target
+
+    def _call(self, i: Instruction, env: Environment) -> list[Array]:
+        """`tt.call`: a function that was not to be inlined."""
+        inner = list(env)
+        for slot, x in zip(i.regions[0].arguments, [env[s] for s in i.ins], strict=True):
+            inner[slot] = x
+        return self._walk(i.regions, 0, inner)
+
+    def _map(self, i: Instruction, env: Environment) -> list[Array]:
+        """`tt.map_elementwise`: a scalar function, each (pack of) elements of each lane a lane of its own."""
+        shape, pack = i.op.operand_types[0].shape, int(i.op.attributes["pack"])  # type: ignore[arg-type]
+        lanes = max(env[s].shape[0] for s in i.ins)
+        inner = list(env)
+        packs = int(np.prod(shape)) // pack
+        for slot in {slot for body in i.regions for slot in body.captured}.difference(*map(_defined, i.regions)):
+            inner[slot] = x if (x := env[slot]).shape[0] == 1 else np.repeat(x, packs)
+        columns = [c for s in i.ins for c in np.broadcast_to(env[s], (lanes, *shape)).reshape(-1, pack).T]
+        for slot, x in zip(i.regions[0].arguments, columns, strict=True):
+            inner[slot] = x
+        returned = [np.broadcast_to(x, lanes * packs) for x in self._walk(i.regions, 0, inner)]
+        groups = (returned[k : k + pack] for k in range(0, len(returned), pack))
+        return [np.stack(group, axis=-1).reshape(lanes, *shape) for group in groups]
 
     def _execute(self, body: Body, env: Environment, *, keep: bool = False) -> None:
         for i in body.instructions:
@@ -253,18 +290,24 @@ class Program:
             outs = self._for(i, env)
         elif i.op.name == "scf.if":
             outs = self._if(i, env)
+        elif i.op.name == "tt.call":
+            outs = self._call(i, env)
+        elif i.op.name == "tt.map_elementwise":
+            outs = self._map(i, env)
         else:
             outs = self._while(i, env)
         for slot, value in zip(i.outs, outs, strict=True):
             env[slot] = value
 
-    def _assemble(self, i: Instruction, lanes: int, parts: list[tuple[Array, list[Array]]]) -> list[Array]:
+    @staticmethod
+    def _assemble(lanes: int, parts: list[tuple[Array, list[Array]]]) -> list[Array]:
         """Results of groups of lanes, put back in their places."""
         outs = []
-        for k, type_ in enumerate(i.op.result_types):
-            out = np.empty((lanes, *type_.shape), parts[0][1][k].dtype)
-            for where, values in parts:
-                out[where] = values[k]
+        for values in zip(*(p[1] for p in parts), strict=True):
+            tile = np.broadcast_shapes(*(x.shape[1:] for x in values))
+            out = np.empty((lanes, *tile), np.result_type(*values))
+            for (where, _), x in zip(parts, values, strict=True):
+                out[where] = x
             outs.append(out)
         return outs
 
@@ -287,7 +330,7 @@ class Program:
                 parts.append((alive[done], [_take(c, done) for c in carried]))
                 alive, left = alive[~done], ~done
                 if alive.size == 0:
-                    return self._assemble(i, lanes, parts)
+                    return self._assemble(lanes, parts)
                 low, step = _take(low, left), _take(step, left)
                 carried = [_take(c, left) for c in carried]
                 for slot in body.captured:
@@ -316,7 +359,7 @@ class Program:
                 inner[slot] = _take(inner[slot], where)
             self._execute(body, inner)
             parts.append((where, [inner[r] for r in body.returns]))
-        return self._assemble(i, condition.shape[0], parts)
+        return self._assemble(condition.shape[0], parts)
 
     def _while(self, i: Instruction, env: Environment) -> list[Array]:
         before, after = i.regions
@@ -344,11 +387,35 @@ class Program:
                 if alive is None:
                     return passed
                 parts.append((alive, passed))
-                return self._assemble(i, lanes, parts)
+                return self._assemble(lanes, parts)
             for slot, value in zip(after.arguments, passed, strict=True):
                 inner[slot] = value
             self._execute(after, inner)
             state = [inner[r] for r in after.returns]
+
+
+def _operations(op: Op) -> Iterator[Op]:
+    yield op
+    for region in op.regions:
+        for block in region.blocks:
+            for inner in block.ops:
+                yield from _operations(inner)
+
+
+def _spins(op: Op) -> bool:
+    """Whether an operation holds a `while` whose condition reads what other programs may write."""
+    return any(
+        _waits(c)
+        for loop in _operations(op)
+        if loop.name == "scf.while"
+        for block in loop.regions[0].blocks
+        for w in block.ops
+        for c in _operations(w)
+    )
+
+
+def _waits(op: Op) -> bool:
+    return op.name.startswith("tt.atomic_") or (op.name == "tt.load" and "isVolatile = true" in op.words)
 
 
 def argument(value: Any, type_: Type, arithmetic: Arithmetic) -> Array:

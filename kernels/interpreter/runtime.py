@@ -26,14 +26,15 @@ from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver as active_driver
 from triton.runtime.jit import JITFunction
 
+from . import device
 from .arithmetic import Arithmetic
 from .pointers import atomics_order, written_arguments
 from .program import Program, argument
 from .session import current
 from .sites import rounding_sites
+from .target import PROPERTIES, TARGET
 from .ttir import Function, parse
 
-TARGET = GPUTarget("cuda", 89, 32)
 _PROGRAMS_KEPT = 8  # arithmetics that a kernel stays prepared for
 _CACHED = "interpreted.ttir"
 _ASKED_FOR = "TRITON_INTERPRET"
@@ -43,12 +44,7 @@ class CpuDriver(DriverBase):  # type: ignore[misc]  # triton is untyped
     """Stands where the CUDA driver would: enough of it for Triton's launcher and autotuner."""
 
     def __init__(self) -> None:
-        self.utils = SimpleNamespace(
-            get_device_properties=lambda _device: {
-                "max_shared_mem": 101376, "max_num_regs": 65536, "multiprocessor_count": 128, "warpSize": 32,
-                "sm_clock_rate": 2520000, "mem_clock_rate": 10501000, "mem_bus_width": 384,
-            }
-        )  # fmt: skip
+        self.utils = SimpleNamespace(get_device_properties=lambda _device: PROPERTIES)
 
     @classmethod
     def is_active(cls) -> bool:
@@ -233,6 +229,7 @@ def install() -> None:
         os.environ[_ASKED_FOR] = environment
     state = _Installed()
     active_driver.set_active(CpuDriver())
+    device.answer()
     JITFunction._do_compile = lambda jit, *args: state.prepare(jit, *args)
     _installed = state
 
@@ -245,4 +242,5 @@ def uninstall() -> None:
     JITFunction._do_compile = _installed.original
     del knobs.runtime.interpret
     active_driver._active = None
+    device.restore()
     _installed = None

@@ -7,13 +7,16 @@ operation carries the source line it came from.  The grammar is MLIR's (mlir.llv
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 
 from .mlir import (
     LOCATION_DEFINITION,
     LOCATION_USE,
+    STRING,
     VALUE,
     Attribute,
     Location,
@@ -26,6 +29,7 @@ from .mlir import (
     parse_type,
     parse_types,
     split_top,
+    unescape,
 )
 
 __all__ = ["Block", "Function", "Location", "Op", "ParseError", "Region", "Type", "parse"]
@@ -157,6 +161,9 @@ class _Reader:
                 region, closing = self.region()
                 regions.append(region)
             rest = head + self.strip_location(closing)[0].removeprefix("})")
+        literals = [unescape(m[1]) for m in STRING.finditer(rest)]  # set aside while the rest is taken apart
+        numbers = count()
+        rest = STRING.sub(lambda _: f'"{next(numbers)}"', rest)
         parts = split_top(rest, " : ")
         signature = parts[-1] if len(parts) > 1 else ""
         words = " : ".join(parts[:-1]) if len(parts) > 1 else rest
@@ -165,11 +172,13 @@ class _Reader:
         attributes: dict[str, Attribute] = {}
         for a in re.finditer(r"<?\{", words):
             end = matching(words, a.end() - 1)
-            attributes |= parse_attributes(words[a.end() : end])
+            attributes |= parse_attributes(words[a.end() : end], literals)
             words_end = end + (2 if a[0] == "<{" else 1)
             words = words[: a.start()] + " " * (words_end - a.start()) + words[words_end:]
         if m := re.search(r"(\w+) = (array<.*?>)", words):
             attributes[m[1]] = parse_attribute(m[2])
+        if m := re.search(r'"(\d+)"', words):
+            attributes["text"] = literals[int(m[1])]
         operands = VALUE.findall(words)
         operand_types, result_types = _signature(signature, len(results))
         if infer := _INFERRED.get(name):  # the printed form names an operand's type, not the result's
@@ -227,6 +236,11 @@ class _Reader:
         after, _ = self.region()
         return Op(name, results, [p[2].strip() for p in pairs], "", {}, operand_types, result_types, [before, after])
 
+    def call(self, name: str, results: list[str], rest: str) -> Op:
+        op = self.plain(name, results, rest)
+        op.attributes["callee"] = op.words.partition("(")[0].strip().lstrip("@").strip('"')
+        return op
+
     def branch(self, name: str, results: list[str], rest: str) -> Op:
         targets = re.finditer(r"(\^\w+)(?:\(([^)]*)\))?", rest)
         successors = [(m[1], VALUE.findall((m[2] or "").split(":")[0])) for m in targets]
@@ -246,6 +260,7 @@ _SPECIAL = {
     "scf.for": _Reader.for_loop,
     "scf.if": _Reader.if_op,
     "scf.while": _Reader.while_op,
+    "tt.call": _Reader.call,
     "cf.br": _Reader.branch,
     "cf.cond_br": _Reader.branch,
 }
@@ -254,8 +269,8 @@ _SPECIAL = {
 def _result_names(text: str) -> list[str]:
     names: list[str] = []
     for item in split_top(text):
-        name, _, count = item.partition(":")
-        names += [f"{name}#{i}" for i in range(int(count))] if count else [name]
+        name, _, n = item.partition(":")
+        names += [f"{name}#{i}" for i in range(int(n))] if n else [name]
     return names
 
 
@@ -279,10 +294,26 @@ def parse(text: str) -> dict[str, Function]:
     Raises `ParseError` for text that is not TTIR as Triton 3.6 to 3.9 print it.
     """
     functions = _Reader(text).functions()
+    known = {f.name: f for f in functions}
+    for f in functions:
+        _attach_callees(f.body, known)
     for f in functions:
         names = {name: name for name, _ in f.arguments}
         _make_unique(f.body, names, set(names))
-    return {f.name: f for f in functions}
+    return known
+
+
+def _attach_callees(region: Region, known: dict[str, Function]) -> None:
+    """Give each `tt.call` a copy of the function that it calls as its region; Triton has no recursion."""
+    for block in region.blocks:
+        for op in block.ops:
+            if op.name == "tt.call":
+                callee = known[str(op.attributes["callee"])]
+                body = copy.deepcopy(callee.body)
+                body.blocks[0].arguments = list(callee.arguments)
+                op.regions = [body]
+            for inner in op.regions:
+                _attach_callees(inner, known)
 
 
 def _make_unique(region: Region, outer: dict[str, str], taken: set[str]) -> None:
