@@ -31,6 +31,7 @@ from .problems import (
 
 if TYPE_CHECKING:
     from ..reports.record import Run
+    from .case import DType
     from .pool import Pool
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -85,8 +86,8 @@ def cli() -> None:
 @click.argument("impl")
 @_measuring
 def verify(impl: str, **options: Any) -> None:
-    """Survey, hunt, judge, report."""
-    _measure(impl, ("survey", "hunt"), **options)
+    """Survey, hunt, run in exact arithmetic, judge, report."""
+    _measure(impl, ("survey", "hunt", "exact"), **options)
 
 
 @cli.command()
@@ -204,8 +205,9 @@ def gate(run_folder: Path, budgets_file: Path | None) -> None:
     limits = budgets.load(budgets_file)
     loaded = record.load(run_folder)
     name = loaded.manifest.implementation
-    judgement = judge(loaded.rows, limits, name, loaded.verdict.not_covered)
-    verdict = verdict_of(judgement, loaded.findings, name, limits, loaded.rows, loaded.verdict.seconds)
+    algebra = loaded.verdict.algebra
+    judgement = judge(loaded.rows, limits, name, loaded.verdict.not_covered, algebra)
+    verdict = verdict_of(judgement, loaded.findings, name, limits, loaded.rows, loaded.verdict.seconds, algebra)
     Console().verdict(verdict, run_folder)
     code = _VERDICT_CODES[verdict.verdict]
     if loaded.manifest.interrupted and code == PASS:
@@ -299,6 +301,59 @@ def probe(impl: str, device: str, case_limit: float | None) -> None:
     with _one_worker(implementation.name, chosen, case_limit) as pool:
         facts = pool.call(measure)
     Console().probe(implementation.name, facts)
+
+
+@cli.command()
+@click.argument("impl")
+@click.option("--case", "case_text", default=None, help="One case (JSON, or a file) instead of the usual problems.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the problems.")
+@click.option("--workers", type=click.IntRange(1), default=None, help="Processes. [default: one per core]")
+@_case_limit_option
+def exact(impl: str, case_text: str | None, seed: int, workers: int | None, case_limit: float | None) -> None:
+    """Its source in exact arithmetic: rationals, then 50, 100 and 200 digits, against the definition of attention.
+
+    A Triton kernel's own source is run, unmodified, forward and backward.  Exit code 0 if all is equal, 1 if anything
+    differs, 5 if nothing could be compared: no Triton kernel, or one that does what no exact arithmetic can.
+    """
+    from ..reports.record import Algebra
+    from .algebra import answer
+    from .console import Console
+    from .exact import compare, problems_of
+    from .pool import Pool, prepare
+    from .profiles import PROFILES
+
+    implementation = prepare(impl, "cpu")
+    console = Console()
+    pool = Pool(impl, "cpu", workers or os.cpu_count() or 1, case_limit or PROFILES["ci"].case_limit)
+    try:
+        problems = problems_of(implementation, pool, seed, case_text, thorough=True)
+        with console.progress() as progress:
+            algebra = Algebra(comparisons=tuple(compare(pool, problems, progress)))
+    finally:
+        pool.stop()
+    console.algebra(algebra, answer(algebra))
+    statuses = {c.status for c in algebra.comparisons}
+    sys.exit(FAIL if "different" in statuses else PASS if "equal" in statuses else NOTHING)
+
+
+@cli.command()
+@click.argument("impl")
+@click.option("--dtype", type=click.Choice(["fp16", "bf16", "fp32"]), default="bf16", show_default=True)
+@click.option("--samples", type=click.IntRange(1), default=4, show_default=True, help="Cases to average over.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@_case_limit_option
+def attribution(impl: str, dtype: DType, samples: int, seed: int, case_limit: float | None) -> None:
+    """Where its rounding error arises: the kernel's own source with one rounding site on at a time, else float64."""
+    from .attribution import attribution as attribute
+    from .console import Console
+    from .pool import prepare
+    from .profiles import PROFILES
+
+    implementation = prepare(impl, "cpu")
+    with _one_worker(implementation.name, "cpu", case_limit or PROFILES["ci"].case_limit) as pool:
+        shares = pool.call(attribute, dtype, seed, samples)
+    Console().shares(shares)
+    sys.exit(PASS if shares else NOTHING)
 
 
 @cli.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..reports.record import Verdict
+from ..reports.record import Algebra, Answer, Comparison, Share, Verdict
+from .case import parse_case
 
 if TYPE_CHECKING:
     from .evaluate import Result
@@ -27,6 +29,21 @@ _MARK = {
     "fail": "[red]FAIL[/]",
     "skipped": "[dim]-[/]",
     "nothing-measured": "[yellow]nothing measured[/]",
+}
+
+
+def _briefly(c: Comparison) -> str:
+    case = parse_case(json.dumps(c.case))
+    heads = f"H{case.H}" if case.H == case.HK else f"H{case.H}/{case.HK}"
+    layout = "" if case.layout == "contiguous" else f" {case.layout}"
+    return f"{case.dtype} B{case.B} {heads} M{case.M} N{case.N} D{case.D} {case.mask} {case.regime}{layout}"
+
+
+_RESULT = {
+    "equal": "[green]equal[/]",
+    "different": "[red]DIFFERENT[/]",
+    "unavailable": "[yellow]not available:[/]",
+    "refused": "[dim]refused:[/]",
 }
 
 
@@ -85,7 +102,9 @@ class Console:
                 f"\n[bold]finding {number}[/]: {f.check} {f.tensor or ''}: {escape(f.detail)}", soft_wrap=True
             )
             self.out.print(f"  {escape(f.replay)}", soft_wrap=True)
-            self.out.print(escape(f"  python {folder / 'findings' / f'{number:03d}.py'}"), soft_wrap=True)
+            script = folder / "findings" / f"{number:03d}.py"
+            if script.is_file():
+                self.out.print(escape(f"  python {script}"), soft_wrap=True)
         if verdict.not_covered:
             self.out.print(f"\n[dim]not covered:[/] {escape('; '.join(verdict.not_covered))}", soft_wrap=True)
         for question in ("algebraic", "bitwise", "accuracy"):
@@ -127,6 +146,35 @@ class Console:
             table.add_column(column, overflow="fold")
         for f in facts:
             table.add_row(f.question, escape(f.measured), escape(f.expected))
+        self.out.print(table)
+
+    def algebra(self, algebra: Algebra, answer: Answer) -> None:
+        """Every problem in exact arithmetic, then the answer."""
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for column in ("problem", "tiles", "arithmetic", "elements", "result"):
+            table.add_column(column, overflow="fold", justify="right" if column == "elements" else "left")
+        for c in algebra.comparisons:
+            result = _RESULT[c.status] + (f" {escape(c.detail)}" if c.detail else "")
+            if c.digits:
+                result += " " + ", ".join(f"1e{x:.1f}" if x > -1e6 else "0" for _, x in c.digits)
+            result += "".join(f"\n{m.tensor}: {m.count:,} of {m.elements:,}; {escape(m.where)}" for m in c.mismatches)
+            tiles = "" if c.tiles is None else f"{c.tiles[0]} x {c.tiles[1]}"
+            table.add_row(_briefly(c), tiles, c.arithmetic, f"{c.elements:,}", result)
+        self.out.print(table)
+        self.out.print(f"\n[bold]algebraic[/]: {answer.status}. {escape(answer.evidence)}", soft_wrap=True)
+
+    def shares(self, shares: Sequence[Share]) -> None:
+        """What each rounding site contributes."""
+        if not shares:
+            self.out.print(
+                "no Triton kernel was launched, or it does what no other arithmetic can: nothing to attribute"
+            )
+            return
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for column in ("dtype", "tensor", "rounding site", "RMS error", "part of the squared error"):
+            table.add_column(column, justify="left" if column in ("dtype", "tensor", "rounding site") else "right")
+        for s in shares:
+            table.add_row(s.dtype, s.tensor, s.site, f"{s.rms:.3g}", f"{s.part:.1%}")
         self.out.print(table)
 
     def yardstick(self, rows: Sequence[Straightness]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -24,9 +24,14 @@ from ..reference import rational
 from ..reference.certified import balls
 from ..reports.record import Comparison, Mismatch
 from ..reports.record import Tensor as TensorName
-from .case import Case, MaskRecipe
+from .case import Case, MaskRecipe, parse_case
 from .implementation import Implementation, Outputs, RefusedError, WrongResultError, describe
 from .inputs import build
+from .pool import Pool
+from .probe import has_gradients
+from .problems import LostError, UsageError
+from .regimes import REGIMES
+from .settings import Progress
 
 DIGITS = (50, 100, 200)
 #: relative to the largest element, a quarter of fp16's unit roundoff: an algebra this close rounds to the same numbers
@@ -43,6 +48,11 @@ class Problem:
     case: Case
     tiles: tuple[int, int] | None = None
     digits: tuple[int, ...] = ()
+
+    @property
+    def arithmetic(self) -> str:
+        """In words."""
+        return f"{', '.join(map(str, self.digits))} digits" if self.digits else "rationals"
 
 
 def problems(implementation: Implementation, seed: int, *, thorough: bool) -> list[Problem]:
@@ -88,6 +98,46 @@ def _cases(seed: int, *, long: bool) -> Iterator[Case]:
         yield base.with_(M=24, N=24, scale=-0.25, mask=causal)
 
 
+def problems_of(
+    implementation: Implementation, pool: Pool, seed: int, case_text: str | None, *, thorough: bool
+) -> list[Problem]:
+    """The usual problems, or one case in rationals (where it can be) and in digits.
+
+    Raises:
+        UsageError: for a text that is no case, or a case that the function has no option for.
+    """
+    implementation = replace(implementation, has_backward=gradients_of(pool))
+    if case_text is None:
+        return problems(implementation, seed, thorough=thorough)
+    case = parse_case(case_text)
+    if (lacking := implementation.lacks(case)) is not None:
+        raise UsageError(f"{implementation.name} has no option for {lacking}")
+    if case.regime not in REGIMES:
+        raise UsageError(f"not a case: unknown regime {case.regime!r}; there are {', '.join(REGIMES)}")
+    rational_too = case.regime == "integers" and case.mask.bias is None
+    return [*([Problem(case)] if rational_too else []), Problem(case, None, DIGITS)]
+
+
+def compare(pool: Pool, problems: Sequence[Problem], progress: Progress) -> list[Comparison]:
+    """Every problem, in the pool's workers; one that is lost there says so."""
+    found: list[Comparison] = []
+    for n, (problem, result) in enumerate(pool.calls(solve, problems), start=1):
+        if isinstance(result, LostError):
+            result = Comparison(case=problem.case.to_dict(), arithmetic=problem.arithmetic, status="unavailable",
+                                tiles=problem.tiles, detail=str(result))  # fmt: skip
+        found.append(result)
+        progress("exact", n, len(problems))
+    return found
+
+
+def gradients_of(pool: Pool) -> bool:
+    """Whether the function has gradients; measured in a worker, since it may hang or die."""
+    try:
+        return pool.call(has_gradients)
+    except LostError:
+        return True
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # one problem, in a worker
 
@@ -98,8 +148,7 @@ def solve(implementation: Implementation, device: str, problem: Problem) -> Comp
     case, function = problem.case, implementation.function
     if problem.tiles is not None:
         function = partial(function, tiles=problem.tiles)
-    arithmetic = f"{', '.join(map(str, problem.digits))} digits" if problem.digits else "rationals"
-    found = Comparison(case=case.to_dict(), arithmetic=arithmetic, status="different", tiles=problem.tiles)
+    found = Comparison(case=case.to_dict(), arithmetic=problem.arithmetic, status="different", tiles=problem.tiles)
     try:
         result = _compared(replace(implementation, function=function), case, problem.digits)
     except UnsupportedOperationError as e:

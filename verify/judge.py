@@ -10,8 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ..reports.record import Cell, Check, Counts, Row
+from ..reports.record import Algebra, Cell, Check, Counts, Row
 from ..reports.record import Tensor as TensorName
+from .algebra import checks as algebra_checks
 from .budgets import Budgets
 from .regimes import REGIMES
 from .statistics import mean_interval, rule_of_three
@@ -47,8 +48,11 @@ class Judgement:
         return tuple(c for c in self.checks if c.status == "fail")
 
 
-def judge(rows: Sequence[Row], budgets: Budgets, implementation: str, not_covered: Iterable[str] = ()) -> Judgement:
-    """All checks over all rows."""
+def judge(
+    rows: Sequence[Row], budgets: Budgets, implementation: str, not_covered: Iterable[str] = (),
+    algebra: Algebra | None = None,
+) -> Judgement:  # fmt: skip
+    """All checks over all rows, and over what was run in exact arithmetic."""
     survey = [r for r in rows if r.phase == "survey" and r.tensor is not None]
     independent = [r for r in survey if r.regime in REGIMES and REGIMES[r.regime].independent]
     cells = _ratio_cells(independent, budgets, implementation)
@@ -57,6 +61,7 @@ def judge(rows: Sequence[Row], budgets: Budgets, implementation: str, not_covere
         *_ratio_checks(cells),
         *_predictor_checks(independent, budgets, implementation),
         *_bias_checks(independent, budgets, implementation),
+        *algebra_checks(algebra),
     ]
     measured = {
         phase: len({r.case_id for r in rows if r.phase == phase and r.status == "ok"}) for phase in ("survey", "hunt")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -146,16 +146,31 @@ class Pool:
             LostError: the function under test hung or killed the worker.
             Exception: what `function` raises.
         """
-        name = self._initial[0]
         with _worker_environment():
-            future = self._pool.schedule(_call, args=[function, *args], timeout=self.limit)
+            result = self._answer(self._pool.schedule(_call, args=[function, *args], timeout=self.limit))
+        if isinstance(result, LostError):
+            raise result
+        return result  # type: ignore[no-any-return]
+
+    def calls(self, function: Callable[..., T], arguments: Sequence[Any]) -> Iterator[tuple[Any, T | LostError]]:
+        """(argument, `function(implementation, device, argument)`) for each, in order, over all workers."""
+        with _worker_environment():
+            futures = [self._pool.schedule(_call, args=[function, x], timeout=self.limit) for x in arguments]
+            try:
+                for argument, future in zip(arguments, futures, strict=True):
+                    yield argument, self._answer(future)
+            finally:
+                for future in futures:
+                    future.cancel()
+
+    def _answer(self, future: Any) -> Any:
+        name = self._initial[0]
         try:
-            result: T = future.result()
-        except TimeoutError as e:
-            raise LostError(f"{name} gave no result within {self.limit:g} s and was killed") from e
-        except pebble.ProcessExpired as e:
-            raise LostError(f"{name} ended its process: {_death(e.exitcode)}") from e
-        return result
+            return future.result()
+        except TimeoutError:
+            return LostError(f"{name} gave no result within {self.limit:g} s and was killed")
+        except (pebble.ProcessExpired, BrokenProcessPool) as e:
+            return LostError(f"{name} ended its process: {_death(getattr(e, 'exitcode', 0))}")
 
     def _outcome(self, future: Any, case: Case, phase: str) -> Result:
         try:

@@ -13,16 +13,28 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from ..reports.record import Finding, Git, Manifest, ShardWriter, Verdict, write_json_atomic, write_parquet_atomic
+from ..reports.record import (
+    Algebra,
+    Finding,
+    Git,
+    Manifest,
+    ShardWriter,
+    Share,
+    Verdict,
+    write_json_atomic,
+    write_parquet_atomic,
+)
 from . import interrupts
+from .algebra import findings as algebra_findings
+from .attribution import attribution
 from .case import UNIT_ROUNDOFF, Case
 from .evaluate import Result
+from .exact import compare, gradients_of, problems
 from .findings import findings_of, write_finding
 from .hunt import hunt
 from .implementation import UNTESTED, Implementation
 from .judge import judge
 from .pool import Pool
-from .probe import has_gradients
 from .problems import LostError, UsageError
 from .profiles import Profile
 from .settings import Progress, Settings
@@ -75,16 +87,20 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
     pool = Pool(settings.spec, settings.device, settings.workers, settings.profile.case_limit)
     results: list[Result] = []
     findings: list[Finding] = []
+    algebra: Algebra | None = None
     left_out: list[str] = []
     interrupted = False
     with ExitStack() as closing:
         try:
-            implementation = replace(implementation, has_backward=_has_gradients(pool))
+            implementation = replace(implementation, has_backward=gradients_of(pool))
             with ShardWriter(out / "shards" / "main.jsonl") as shard:
                 _Measurement(settings, implementation, pool, results, shard, progress).measure(left_out)
+            if "exact" in settings.phases:
+                algebra = _algebra(settings, implementation, pool, progress)
             judgement = judge([row for r in results for row in r.rows], settings.budgets, settings.spec)
             if judgement.failed:
                 findings = findings_of(judgement, results, pool, settings, progress)
+            findings += algebra_findings(algebra, settings.spec)
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -97,22 +113,28 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
             raise KeyboardInterrupt
         for number, finding in enumerate(findings, start=1):
             write_finding(out / "findings", number, finding, implementation)
-        judgement = judge(
-            rows, settings.budgets, settings.spec, [*_not_covered(implementation, settings.profile), *left_out]
-        )
-        verdict = verdict_of(judgement, findings, settings.spec, settings.budgets, rows, time.perf_counter() - start)
+        missing = [*_not_covered(implementation, settings.profile), *left_out]
+        judgement = judge(rows, settings.budgets, settings.spec, missing, algebra)
+        seconds = time.perf_counter() - start
+        verdict = verdict_of(judgement, findings, settings.spec, settings.budgets, rows, seconds, algebra)
         write_json_atomic(out / "verdict.json", verdict)
         write_json_atomic(out / "manifest.json", manifest)
         _remove_shards(out)
     return verdict
 
 
-def _has_gradients(pool: Pool) -> bool:
-    """Measured in a worker: the function may hang or die, and then the survey is to say so."""
-    try:
-        return pool.call(has_gradients)
-    except LostError:
-        return True
+def _algebra(settings: Settings, implementation: Implementation, pool: Pool, progress: Progress) -> Algebra:
+    """The kernel's source in exact arithmetic, and where its roundings arise."""
+    thorough = settings.profile.name != "quick"
+    comparisons = compare(pool, problems(implementation, settings.seed, thorough=thorough), progress)
+    shares: list[Share] = []
+    if any(c.status == "equal" for c in comparisons):
+        for dtype in settings.profile.dtypes:
+            try:
+                shares += pool.call(attribution, dtype, settings.seed, 4 if thorough else 1)
+            except LostError:
+                continue
+    return Algebra(comparisons=tuple(comparisons), shares=tuple(shares))
 
 
 def _remove_shards(out: Path) -> None:

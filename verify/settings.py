@@ -24,4 +24,4 @@ class Settings:
     workers: int
     out: Path
     command: str
-    phases: tuple[str, ...] = ("survey", "hunt")
+    phases: tuple[str, ...] = ("survey", "hunt", "exact")

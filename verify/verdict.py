@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
-from ..reports.record import Answer, Check, Exactness, Finding, Row, Verdict
+from ..reports.record import Algebra, Answer, Check, Exactness, Finding, Row, Verdict
+from .algebra import answer as algebraic_answer
 from .budgets import Budgets
 from .judge import Judgement, known
 
@@ -20,6 +21,7 @@ def verdict_of(
     budgets: Budgets,
     rows: Sequence[Row],
     seconds: float,
+    algebra: Algebra | None = None,
 ) -> Verdict:
     """The verdict, with the three answers and the sentence."""
     measured = judgement.counts.survey + judgement.counts.hunt
@@ -31,16 +33,15 @@ def verdict_of(
     else:
         state = "pass"
     exactness = Exactness(
-        algebraic=Answer(
-            status="not yet measured", evidence="The kernel's source has not been run in exact arithmetic."
-        ),
+        algebraic=algebraic_answer(algebra),
         bitwise=_bitwise(judgement, rows),
         accuracy=_accuracy(judgement, state),
     )
     return Verdict(
         implementation=implementation, verdict=state, sentence=_sentence(judgement, implementation, state, exactness),
         exactness=exactness, checks=judgement.checks, findings=tuple(findings), cells=judgement.cells,
-        not_covered=judgement.not_covered, counts=judgement.counts, seconds=round(seconds, 2),
+        not_covered=judgement.not_covered, counts=judgement.counts, algebra=algebra,
+        seconds=round(seconds, 2),
     )  # fmt: skip
 
 
@@ -111,7 +112,9 @@ def _sentence(judgement: Judgement, implementation: str, state: str, exactness: 
     elif cells:
         claims.append(f"in none of {len(cells)} cells measurably less accurate than standard attention")
     bits = "equals" if exactness.bitwise.status == "same bits" else "differs from"
+    algebra = {"equal": "its algebra is attention's, exactly; ", "nearly equal": "its algebra is nearly attention's; "}
+    said = algebra.get(exactness.algebraic.status, "")
     return (
         f"{implementation} is as accurate as attention can be expected to be in {cases} cases: {', '.join(claims)}; "
-        f"bit for bit it {bits} standard attention.{but}"
+        f"{said}bit for bit it {bits} standard attention.{but}"
     )

@@ -1,0 +1,124 @@
+"""From runs in exact arithmetic to the first of the three answers: is the kernel's algebra attention's?
+
+The answer has zero tolerance.  The gate has not: a kernel that adds 1e-9 to a denominator is not attention, but no
+format can tell.  It fails the kernel whose algebra is off by more than `exact.NEGLIGIBLE`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+
+from ..reports.record import Algebra, Answer, Check, Comparison, Finding, Mismatch
+from ..reports.record import Tensor as TensorName
+from .case import parse_case
+from .exact import NEGLIGIBLE
+
+_TENSORS: tuple[TensorName, ...] = ("out", "lse", "dq", "dk", "dv")
+
+
+def answer(algebra: Algebra | None) -> Answer:
+    """The algebraic answer: equal, nearly equal, different, or not available."""
+    if algebra is None:
+        return Answer(status="not measured", evidence="The kernel's source was not run in exact arithmetic.")
+    asked = [c for c in algebra.comparisons if c.status in ("equal", "different")]
+    different = [c for c in asked if c.status == "different"]
+    if not asked:
+        why = next((c.detail for c in algebra.comparisons if c.detail), "it took none of the problems")
+        return Answer(status="not available", evidence=f"Its source cannot be run in exact arithmetic: {why}.")
+    rational = [c for c in asked if not c.digits]
+    elements = sum(c.elements for c in rational)
+    if not different:
+        parts = []
+        if rational:
+            parts.append(f"all {elements:,} elements of {len(rational)} problems in rationals equal the definition's")
+        parts += [_digits(c) for c in asked if c.digits][:1]
+        parts += _left_out(algebra)
+        return Answer(status="equal", evidence=_sentence(parts))
+    small = all(_deviation(c) <= NEGLIGIBLE for c in different)
+    parts = [f"{len(different)} of {len(asked)} problems differ from the definition", *_worst(different)]
+    if small:
+        parts.append(f"by less than {NEGLIGIBLE:.1g} of the largest element, so that no half format can tell")
+    return Answer(status="nearly equal" if small else "different", evidence=_sentence(parts + _left_out(algebra)))
+
+
+def checks(algebra: Algebra | None) -> list[Check]:
+    """One check per tensor that was compared; it fails on an algebra that rounding cannot excuse."""
+    if algebra is None:
+        return []
+    found = []
+    asked = [c for c in algebra.comparisons if c.status in ("equal", "different")]
+    broken = [c for c in asked if c.status == "different" and not c.mismatches]  # it raised
+    if broken:
+        found.append(Check(name="algebra", status="fail", n=len(asked), detail=broken[0].detail))
+    for tensor in _TENSORS:
+        off = [m for c in asked for m in c.mismatches if m.tensor == tensor]
+        if not off:
+            continue
+        worst = max(off, key=lambda m: m.deviation)
+        status = "fail" if worst.deviation > NEGLIGIBLE else "pass"
+        detail = f"in exact arithmetic {_share(worst)}: {worst.where}"
+        found.append(Check(name="algebra", status=status, tensor=tensor, n=len(asked), detail=detail))
+    if not found:
+        status, detail = ("pass", "equal to the definition") if asked else ("skipped", "not available")
+        found.append(Check(name="algebra", status=status, n=len(asked), detail=detail))
+    return found
+
+
+def findings(algebra: Algebra | None, spec: str) -> list[Finding]:
+    """For the tensor whose algebra is furthest off: the smallest problem that shows it."""
+    candidates: list[tuple[int, Comparison, Mismatch]] = []
+    for c in algebra.comparisons if algebra is not None else ():
+        if c.status == "different":
+            size = parse_case(json.dumps(c.case))
+            candidates += [
+                (size.M * size.N * size.D * size.B * size.H, c, m) for m in c.mismatches if m.deviation > NEGLIGIBLE
+            ]
+    first = [x for x in candidates if x[2].tensor in ("out", "lse")] or candidates
+    if not first:
+        return []
+    _, c, m = min(first, key=lambda x: (_TENSORS.index(x[2].tensor), x[0]))
+    return [
+        Finding(
+            check="algebra", tensor=m.tensor, case=c.case, replay=replay_line(c, spec), observed=m.deviation,
+            allowed=NEGLIGIBLE, detail=f"in exact arithmetic {_share(m)}: {m.where}",
+        )
+    ]  # fmt: skip
+
+
+def replay_line(c: Comparison, spec: str) -> str:
+    """The command that shows this comparison again."""
+    case = parse_case(json.dumps(c.case)).to_json()
+    return f"flashproof exact {shlex.quote(spec)} --case {shlex.quote(case)}"
+
+
+def _deviation(c: Comparison) -> float:
+    return max((m.deviation for m in c.mismatches), default=float("inf"))
+
+
+def _share(m: Mismatch) -> str:
+    return f"{m.count:,} of {m.elements:,} elements of {m.tensor} are not the definition's"
+
+
+def _worst(different: Sequence[Comparison]) -> list[str]:
+    mismatches = [m for c in different for m in c.mismatches]
+    if not mismatches:
+        return [different[0].detail]
+    m = min(mismatches, key=lambda m: (_TENSORS.index(m.tensor), -m.deviation))
+    return [f"{m.tensor}: {m.where}"]
+
+
+def _digits(c: Comparison) -> str:
+    pairs = ", ".join(f"1e{round(exponent)} at {n}" if exponent > -1e6 else f"0 at {n}" for n, exponent in c.digits)
+    return f"on generic inputs the largest difference falls a digit per digit: {pairs} digits"
+
+
+def _left_out(algebra: Algebra) -> list[str]:
+    reasons = {c.detail: c for c in algebra.comparisons if c.status == "unavailable"}
+    return [f"{c.arithmetic} not available: {why}" for why, c in list(reasons.items())[:2]]
+
+
+def _sentence(parts: Sequence[str]) -> str:
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:] + "."
