@@ -49,7 +49,7 @@ from torch import Tensor
 from .arrangements import PRECISIONS, Arrangement
 from .attention import Forward, Gradients, group
 from .backward_bounds import KeySums, backward_errors, key_gradient_errors
-from .blocks import blocks, clean
+from .blocks import Block, blocks, clean
 from .forward_bounds import logit_error, output_error
 from .masks import Mask
 from .setting import Setting, or_inf
@@ -89,25 +89,48 @@ def certify(
     """
     if (do is None) != (gradients is None):
         raise ValueError("give both do and gradients, or neither")
-    p = PRECISIONS[q.dtype]
-    kc, vc = clean(k), clean(v)
-    setting = Setting(arrangement, p, scale, kc, vc, q.shape[1] // k.shape[1], q.shape[2])
-    out = torch.zeros_like(truth.o)
-    lse = torch.zeros_like(truth.lse)
-    dq = torch.zeros_like(truth.o)
-    sums = KeySums.zeros(kc)
-    for b in blocks(q, kc, vc, do, mask, scale, truth):
-        rows = slice(b.start, b.stop)
+    sums = Certification(q, clean(k), clean(v), scale, arrangement, truth, gradients)
+    for b in blocks(q, sums.setting.k, sums.setting.v, do, mask, scale, truth):
+        sums.add(b)
+    return sums.result()
+
+
+class Certification:
+    """`certify`, block by block; k and v are clean."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        arrangement: Arrangement,
+        truth: Forward,
+        gradients: Gradients | None,
+    ) -> None:
+        self._exact = gradients
+        groups, queries = q.shape[1] // k.shape[1], q.shape[2]
+        self.setting = Setting(arrangement, PRECISIONS[q.dtype], scale, k, v, groups, queries)
+        self._out, self._lse, self._dq = (torch.zeros_like(x) for x in (truth.o, truth.lse, truth.o))
+        self._sums = KeySums.zeros(k)
+
+    def add(self, b: Block) -> None:
+        """Take a block into account."""
+        rows, setting = slice(b.start, b.stop), self.setting
         empty = ~b.visible.any(-1, keepdim=True)
         logit = logit_error(b, setting)
         o_error, lse_error = output_error(b, logit, setting)
-        out[:, :, rows] = o_error.masked_fill(empty, 0.0)
-        lse[:, :, rows] = lse_error.masked_fill(empty, 0.0).squeeze(-1)
-        sums.seen.logical_or_(group(b.visible, kc).any(-2))
-        if gradients is not None:
-            dq_error = backward_errors(b, logit, o_error, lse_error, gradients.dq[:, :, rows], setting, sums)
-            dq[:, :, rows] = dq_error.masked_fill(empty, 0.0)
-    if gradients is None:
-        return Bounds(or_inf(out), or_inf(lse), None, None, None)
-    dk, dv = key_gradient_errors(sums, gradients, setting)
-    return Bounds(or_inf(out), or_inf(lse), or_inf(dq), or_inf(dk), or_inf(dv))
+        self._out[:, :, rows] = o_error.masked_fill(empty, 0.0)
+        self._lse[:, :, rows] = lse_error.masked_fill(empty, 0.0).squeeze(-1)
+        self._sums.seen.logical_or_(group(b.visible, setting.k).any(-2))
+        if self._exact is not None:
+            exact = self._exact.dq[:, :, rows]
+            dq_error = backward_errors(b, logit, o_error, lse_error, exact, setting, self._sums)
+            self._dq[:, :, rows] = dq_error.masked_fill(empty, 0.0)
+
+    def result(self) -> Bounds:
+        """After the last block."""
+        if self._exact is None:
+            return Bounds(or_inf(self._out), or_inf(self._lse), None, None, None)
+        dk, dv = key_gradient_errors(self._sums, self._exact, self.setting)
+        return Bounds(*(or_inf(x) for x in (self._out, self._lse, self._dq, dk, dv)))

@@ -27,8 +27,7 @@ from .arrangements import PRECISIONS, U32, Arrangement, Precision
 from .attention import Forward, Gradients, group, ungroup
 from .blocks import Block, blocks, clean
 from .masks import Mask
-
-_LOG_UNIFORM = 1 / (8 * math.log(2))  # E[ulp^2 / 12] / (x^2 u^2) of a log-uniform significand
+from .moments import LOG_UNIFORM, Keys, Moments, var_round
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +57,34 @@ def natural_scales(
 
     S_O = P |V|    S_dV = P^T |dO|    S_dQ = |scale| (P (|dP| + |delta|)) |K|    S_dK = |scale| (..)^T |Q|
     """
-    kc, vc = clean(k), clean(v)
-    out, dq = torch.zeros_like(truth.o), torch.zeros_like(truth.o)
-    dk, dv = torch.zeros_like(kc), torch.zeros_like(kc)
-    for b in blocks(q, kc, vc, do, mask, scale, truth):
-        rows = slice(b.start, b.stop)
-        out[:, :, rows] = ungroup(group(b.p, kc) @ vc.abs(), b.p)
-        if do is not None:
-            w = abs(scale) * b.p * (b.dp.abs() + b.delta.abs())  # [B, H, r, N]
-            dq[:, :, rows] = ungroup(group(w, kc) @ kc.abs(), w)
-            dk += group(w, kc).mT @ group(b.q.abs(), kc)
-            dv += group(b.p, kc).mT @ group(b.do.abs(), kc)
-    return Scales(out, dq, dk, dv) if do is not None else Scales(out, None, None, None)
+    sums = ScaleSums(clean(k), clean(v), scale, truth, gradients=do is not None)
+    for b in blocks(q, sums.k, sums.v, do, mask, scale, truth):
+        sums.add(b)
+    return sums.result()
+
+
+class ScaleSums:
+    """`natural_scales`, block by block."""
+
+    def __init__(self, k: Tensor, v: Tensor, scale: float, truth: Forward, *, gradients: bool) -> None:
+        self.k, self.v, self._scale, self._gradients = k, v, abs(scale), gradients
+        self._k, self._v = k.abs(), v.abs()
+        self._out, self._dq = torch.zeros_like(truth.o), torch.zeros_like(truth.o)
+        self._dk, self._dv = torch.zeros_like(k), torch.zeros_like(v)
+
+    def add(self, b: Block) -> None:
+        """Take a block into account."""
+        rows, p = slice(b.start, b.stop), group(b.p, self.k)
+        self._out[:, :, rows] = ungroup(p @ self._v, b.p)
+        if self._gradients:
+            w = self._scale * b.p * (b.dp.abs() + b.delta.abs())  # [B, H, r, N]
+            self._dq[:, :, rows] = ungroup(group(w, self.k) @ self._k, w)
+            self._dk += group(w, self.k).mT @ group(b.q.abs(), self.k)
+            self._dv += p.mT @ group(b.do.abs(), self.k)
+
+    def result(self) -> Scales:
+        """After the last block."""
+        return Scales(self._out, *((self._dq, self._dk, self._dv) if self._gradients else (None, None, None)))
 
 
 def predict(
@@ -91,50 +106,67 @@ def predict(
     """
     if (do is None) != (gradients is None):
         raise ValueError("give both do and gradients, or neither")
-    kc, vc = clean(k), clean(v)
-    M, G = q.shape[2], q.shape[1] // k.shape[1]
-    c = _Setting(arrangement, PRECISIONS[q.dtype], scale, kc, vc)
-    out_sum = dq_sum = 0.0
-    var_dk, var_dv = torch.zeros_like(kc), torch.zeros_like(kc)
-    for b in blocks(q, kc, vc, do, mask, scale, truth):
-        var_s = _var_logit(b, c)  # [B, H, r, N]
-        stored = _var_stored(b, c)  # [B, H, r, D]
-        out_sum += float((_var_output(b, var_s, c) + stored).sum())
-        if gradients is None:
-            continue
-        own, shared = _var_score_gradient(b, stored, c)  # [B, H, r, N], [B, H, r, 1]
-        moved = _Moved.by(b, var_s, c)
-        pk, p2, ds2 = c.mix(b.p, c.k), b.p.square(), b.ds.square()
-        var_dq = c.mix(own + _sum_error(c.N) * ds2, c.k.square()) + shared * pk.square() + moved.dq(pk)
-        dq_sum += float((scale**2 * var_dq).sum())
-        var_ds = own + shared * p2 + moved.ds() + _sum_error(G * M) * ds2
-        var_p = _var_round(b.p, c.p, int(c.a.weights_rounded)) + moved.p() + _sum_error(G * M) * p2
-        var_dk += scale**2 * (group(var_ds, kc).mT @ group(b.q.square(), kc))
-        var_dv += group(var_p, kc).mT @ group(b.do.square(), kc)
-    if gradients is None:
-        return Predicted(_root_mean(out_sum, truth.o), None, None, None)
-    n = c.a.gradient_roundings
-    heads = int(G > 1 and c.a.heads_rounded)
-    dq_sum += float((_var_round(gradients.dq, c.p, n) + _drift(c.N) * gradients.dq.square()).sum())
-    var_dk += _var_round(gradients.dk, c.p, n + heads) + _drift(G * M) * gradients.dk.square()
-    var_dv += _var_round(gradients.dv, c.p, 1 + heads) + _drift(G * M) * gradients.dv.square()
-    return Predicted(
-        _root_mean(out_sum, truth.o),
-        _root_mean(dq_sum, truth.o),
-        _root_mean(float(var_dk.sum()), kc),
-        _root_mean(float(var_dv.sum()), kc),
-    )
+    keys = Keys(clean(k), clean(v))
+    sums = VarianceSums(arrangement, PRECISIONS[q.dtype], scale, keys, truth, gradients)
+    for b in blocks(q, keys.k, keys.v, do, mask, scale, truth):
+        sums.add(Moments(b, keys, PRECISIONS[q.dtype]))
+    return sums.result()
+
+
+class VarianceSums:
+    """`predict`, block by block."""
+
+    def __init__(
+        self, a: Arrangement, p: Precision, scale: float, keys: Keys, truth: Forward, gradients: Gradients | None
+    ) -> None:
+        self._c, self._truth, self._gradients = _Setting(a, p, scale, keys.k), truth, gradients
+        self._queries = truth.o.shape[1] // keys.k.shape[1] * truth.o.shape[2]  # that share a key
+        self._out = self._dq = 0.0
+        self._dk, self._dv = torch.zeros_like(keys.k), torch.zeros_like(keys.k)
+
+    def add(self, x: Moments) -> None:
+        """Take a block into account."""
+        c, n = self._c, self._queries
+        var_s = _var_logit(x, c)  # [B, H, r, N]
+        stored = _var_stored(x, c)  # [B, H, r, D]
+        self._out += float((_var_output(x, var_s, c) + stored).sum())
+        if self._gradients is None:
+            return
+        own, shared = _var_score_gradient(x, stored, c)  # [B, H, r, N], [B, H, r, 1]
+        moved = _Moved.by(x, var_s, c)
+        var_dq = c.mix(own + _sum_error(c.N) * x.ds2, x.keys.k2) + shared * x.pk.square() + moved.dq()
+        self._dq += float((c.scale**2 * var_dq).sum())
+        var_ds = own + shared * x.p2 + moved.ds() + _sum_error(n) * x.ds2
+        var_p = (x.rounded_p if c.a.weights_rounded else 0.0) + moved.p() + _sum_error(n) * x.p2
+        self._dk += c.scale**2 * (group(var_ds, c.k).mT @ group(x.q2, c.k))
+        self._dv += group(var_p, c.k).mT @ group(x.do2, c.k)
+
+    def result(self) -> Predicted:
+        """After the last block."""
+        c, o, exact, n = self._c, self._truth.o, self._gradients, self._queries
+        if exact is None:
+            return Predicted(_root_mean(self._out, o), None, None, None)
+        roundings = c.a.gradient_roundings
+        heads = int(o.shape[1] > c.k.shape[1] and c.a.heads_rounded)
+        dq = self._dq + float((var_round(exact.dq, c.p, roundings) + _drift(c.N) * exact.dq.square()).sum())
+        dk = self._dk + (var_round(exact.dk, c.p, roundings + heads) + _drift(n) * exact.dk.square())
+        dv = self._dv + (var_round(exact.dv, c.p, 1 + heads) + _drift(n) * exact.dv.square())
+        return Predicted(
+            _root_mean(self._out, o),
+            _root_mean(dq, o),
+            _root_mean(float(dk.sum()), c.k),
+            _root_mean(float(dv.sum()), c.k),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Setting:
-    """What is the same for every block: the arithmetic, and the keys and values [B, HK, N, D]."""
+    """What is the same for every block: the arithmetic a in precision p, the scale, and the keys [B, HK, N, D]."""
 
     a: Arrangement
     p: Precision
     scale: float
     k: Tensor
-    v: Tensor
 
     @property
     def N(self) -> int:
@@ -150,54 +182,46 @@ class _Setting:
         return ungroup(group(w, self.k) @ x, w)
 
 
-def _var_logit(b: Block, c: _Setting) -> Tensor:
+def _var_logit(x: Moments, c: _Setting) -> Tensor:
     """Variance of a computed logit [B, H, r, N]: its operands, its roundings, its fp32 arithmetic."""
-    a, rho, rho32 = c.a, _LOG_UNIFORM * c.p.u**2, _LOG_UNIFORM * U32**2
+    b, a, rho, rho32 = x.b, c.a, LOG_UNIFORM * c.p.u**2, LOG_UNIFORM * U32**2
     D = c.k.shape[3]
-    terms = c.scale**2 * ungroup(group(b.q.square(), c.k) @ c.k.square().mT, b.q)  # sum of squared products
+    terms = c.scale**2 * x.q2k2
     scaled = c.scale**2 * b.raw.square()
     n = a.score_roundings - (c.exact_scale if a.score_roundings > 1 else 0)
     biased = int(b.bias.numel() > 1 and n > 0)
     var = rho * (a.operand_roundings * terms + n * scaled + biased * b.s.square())
     var = var + n * c.p.floor**2 / 3 + _sum_error(D) * terms + _drift(D) * scaled
-    var = var + rho32 * (a.fp32_roundings * scaled + (b.m - b.s).square())
-    return var.masked_fill(~b.visible, 0.0)
+    var = var + rho32 * (a.fp32_roundings * scaled + x.below2)
+    return var.masked_fill_(~b.visible, 0.0)
 
 
-def _var_weight(b: Block, c: _Setting) -> Tensor:
+def _var_weight(x: Moments, c: _Setting) -> Tensor:
     """Variance of P [B, H, r, N] rounded for P V, in units of the normalised P."""
+    b, kind = x.b, c.a.weights
     if not c.a.weights_rounded:
         return torch.zeros_like(b.p)
+    if kind == "normalised":
+        return x.rounded_p
     l = torch.exp(b.lse - b.m)  # [B, H, r, 1]
-    normalised = _var_round(b.p, c.p, 1)
-    running = _var_round(b.p * l, c.p, 1) / l.square()  # exp(s - m) is what is rounded
-    if c.a.weights == "either":
-        return torch.maximum(normalised, running)
-    return normalised if c.a.weights == "normalised" else running
+    running = var_round(b.p * l, c.p, 1) / l.square()  # exp(s - m) is what is rounded
+    return torch.maximum(x.rounded_p, running) if kind == "either" else running
 
 
-def _var_output(b: Block, var_s: Tensor, c: _Setting) -> Tensor:
+def _var_output(x: Moments, var_s: Tensor, c: _Setting) -> Tensor:
     """Variance of O [B, H, r, D] by logits and weights; a row sum of the rounded P centres V."""
-    var_p = _var_weight(b, c)
-    rounded = c.mix(var_p, c.v.square())
+    var_p = _var_weight(x, c)
+    rounded = c.mix(var_p, x.keys.v2)
     if c.a.row_sum != "unrounded":
-        centred = _centred(b, var_p, c)
+        centred = x.centred(var_p)
         rounded = centred if c.a.row_sum == "rounded" else torch.maximum(rounded, centred)
-    return _centred(b, b.p.square() * var_s, c) + rounded
+    return x.centred(x.p2 * var_s) + rounded
 
 
-def _var_stored(b: Block, c: _Setting) -> Tensor:
+def _var_stored(x: Moments, c: _Setting) -> Tensor:
     """Variance of O [B, H, r, D] by its fp32 sums and its rounding."""
-    sums = _sum_error(c.N) * c.mix(b.p.square(), c.v.square()) + 2 * _drift(c.N) * b.o.square()
-    return sums + _var_round(b.o, c.p, 1)
-
-
-def _centred(b: Block, w: Tensor, c: _Setting) -> Tensor:
-    """sum_j w_ij (v_jd - O_id)^2, expanded; V is shifted by its mean first, for the expansion cancels."""
-    centre = c.v.mean(-2, keepdim=True)  # [B, HK, 1, D]
-    v, x = c.v - centre, b.o - centre.repeat_interleave(b.o.shape[1] // centre.shape[1], 1)
-    square = c.mix(w, v.square()) - 2 * x * c.mix(w, v) + x.square() * w.sum(-1, keepdim=True)
-    return square.clamp_min(0.0)
+    sums = _sum_error(c.N) * x.p2v2 + 2 * _drift(c.N) * x.b.o.square()
+    return sums + var_round(x.b.o, c.p, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -210,7 +234,7 @@ class _Moved:
         sum_j dS_j k_j by [dS_l (k_l - P K) - P_l dS K] e_l
     """
 
-    b: Block
+    x: Moments
     c: _Setting
     var_s: Tensor  # [B, H, r, N]
     pp: Tensor  # sum_l var(s) P^2, with the error of the stored L, which scales the whole row  [B, H, r, 1]
@@ -218,60 +242,55 @@ class _Moved:
     ss: Tensor  # sum_l var(s) dS^2
 
     @classmethod
-    def by(cls, b: Block, var_s: Tensor, c: _Setting) -> "_Moved":
-        pp, ps, ss = ((var_s * x * y).sum(-1, keepdim=True) for x, y in ((b.p, b.p), (b.p, b.ds), (b.ds, b.ds)))
-        stored = _LOG_UNIFORM * U32**2 * b.lse.square() if c.a.recomputed else 0.0
-        return cls(b, c, var_s, pp + stored, ps, ss)
+    def by(cls, x: Moments, var_s: Tensor, c: _Setting) -> "_Moved":
+        b = x.b
+        pp, ps, ss = ((var_s * y * z).sum(-1, keepdim=True) for y, z in ((b.p, b.p), (b.p, b.ds), (b.ds, b.ds)))
+        stored = LOG_UNIFORM * U32**2 * b.lse.square() if c.a.recomputed else 0.0
+        return cls(x, c, var_s, pp + stored, ps, ss)
 
     def p(self) -> Tensor:
         """[B, H, r, N]"""
-        var = self.b.p.square() * (self.var_s * (1 - 2 * self.b.p) + self.pp)
-        return var.clamp_min(0.0)
+        var = self.x.p2 * (self.var_s * (1 - 2 * self.x.b.p) + self.pp)
+        return var.clamp_min_(0.0)
 
     def ds(self) -> Tensor:
         """[B, H, r, N]"""
-        p, ds = self.b.p, self.b.ds
-        var = ds.square() * (self.var_s * (1 - 4 * p) + self.pp) + 2 * p * ds * self.ps + p.square() * self.ss
-        return var.clamp_min(0.0)
+        p, ds = self.x.b.p, self.x.b.ds
+        var = self.x.ds2 * (self.var_s * (1 - 4 * p) + self.pp) + 2 * p * ds * self.ps + self.x.p2 * self.ss
+        return var.clamp_min_(0.0)
 
-    def dq(self, pk: Tensor) -> Tensor:
-        """[B, H, r, D], of dQ / scale; pk = P K."""
-        b, c = self.b, self.c
-        w, x = self.var_s * b.ds.square(), self.var_s * b.ds * b.p
-        dsk = c.mix(b.ds, c.k)  # [B, H, r, D]
-        square = c.mix(w, c.k.square()) - 2 * pk * c.mix(w, c.k) + pk.square() * self.ss
-        cross = c.mix(x, c.k) - pk * self.ps
-        return (square - 2 * dsk * cross + dsk.square() * self.pp).clamp_min(0.0)
+    def dq(self) -> Tensor:
+        """[B, H, r, D], of dQ / scale."""
+        x, c, pk, dsk = self.x, self.c, self.x.pk, self.x.dsk
+        w, y = self.var_s * x.ds2, self.var_s * x.b.ds * x.b.p
+        square = c.mix(w, x.keys.k2) - 2 * pk * c.mix(w, c.k) + pk.square() * self.ss
+        cross = c.mix(y, c.k) - pk * self.ps
+        return (square - 2 * dsk * cross + dsk.square() * self.pp).clamp_min_(0.0)
 
 
-def _var_score_gradient(b: Block, stored: Tensor, c: _Setting) -> tuple[Tensor, Tensor]:
+def _var_score_gradient(x: Moments, stored: Tensor, c: _Setting) -> tuple[Tensor, Tensor]:
     """Variances of dS [B, H, r, N] and of delta [B, H, r, 1] by all but the logits."""
-    a, rho, D = c.a, _LOG_UNIFORM * c.p.u**2, c.k.shape[3]
-    gap2, dp2, p2, do2 = (b.dp - b.delta).square(), b.dp.square(), b.p.square(), b.do.square()
-    var_p = _var_round(b.p, c.p, int(a.weights_in_ds_rounded))
-    var_dp = (rho * int(a.dp_rounded) + _drift(D)) * dp2
-    var_dp = var_dp + _sum_error(D) * ungroup(group(do2, c.k) @ c.v.square().mT, b.q)
+    b, a, rho, D = x.b, c.a, LOG_UNIFORM * c.p.u**2, c.k.shape[3]
+    var_p = x.rounded_p if a.weights_in_ds_rounded else 0.0
+    var_dp = (rho * int(a.dp_rounded) + _drift(D)) * x.dp2
+    var_dp = var_dp + _sum_error(D) * x.do2v2
     n = a.ds_roundings - (c.exact_scale if a.ds_scaled and a.ds_roundings > 1 else 0)
-    own = p2 * var_dp + var_p * gap2 + _var_round(b.ds, c.p, n)
-    by_weights = (var_p * dp2 + p2 * var_dp).sum(-1, keepdim=True) + 2 * _drift(c.N // 16) * b.delta.square()
-    pulled = gap2 if a.row_sum == "rounded" else dp2 if a.row_sum == "unrounded" else torch.maximum(gap2, dp2)
-    by_output = (_var_weight(b, c) * pulled).sum(-1, keepdim=True) + _drift(D) * b.delta.square()
-    by_output = by_output + (do2 * (stored + _sum_error(D) * b.o.square())).sum(-1, keepdim=True)
-    if a.delta == "either":
-        shared = torch.maximum(by_output, by_weights)
-    else:
-        shared = by_output if a.delta == "output" else by_weights
-    return own.masked_fill(~b.visible, 0.0), shared
+    own = x.p2 * var_dp + var_p * x.gap2 + var_round(b.ds, c.p, n)
+    own = own.masked_fill_(~b.visible, 0.0)
+    if a.delta == "output":
+        return own, _var_delta_from_output(x, stored, c)
+    by_weights = (var_p * x.dp2 + x.p2 * var_dp).sum(-1, keepdim=True) + 2 * _drift(c.N // 16) * b.delta.square()
+    if a.delta == "weights":
+        return own, by_weights
+    return own, torch.maximum(_var_delta_from_output(x, stored, c), by_weights)
 
 
-def _var_round(x: Tensor, p: Precision, roundings: int) -> Tensor:
-    """Variance of rounding x so many times: relative among normal numbers, floor^2 / 3 among subnormals.
-
-    Never beyond the distance to 0 and 1, which are exact: a vanishing weight, and the weight of a dominant
-    key.
-    """
-    var = roundings * (_LOG_UNIFORM * p.u**2 * x.square() + p.floor**2 / 3)
-    return torch.minimum(var, torch.minimum(x.square(), (1 - x.abs()).square()))
+def _var_delta_from_output(x: Moments, stored: Tensor, c: _Setting) -> Tensor:
+    """Variance of delta = rowsum(dO * O) [B, H, r, 1]."""
+    b, D, row_sum = x.b, c.k.shape[3], c.a.row_sum
+    pulled = x.gap2 if row_sum == "rounded" else x.dp2 if row_sum == "unrounded" else torch.maximum(x.gap2, x.dp2)
+    var = (_var_weight(x, c) * pulled).sum(-1, keepdim=True) + _drift(D) * b.delta.square()
+    return var + (x.do2 * (stored + _sum_error(D) * b.o.square())).sum(-1, keepdim=True)
 
 
 def _sum_error(n: int) -> float:
@@ -280,12 +299,12 @@ def _sum_error(n: int) -> float:
     The partial sums of terms of random sign, given where they end, are a Brownian bridge around the
     straight line to the result: the sum of their squares is n/6 sum t^2 + n/3 result^2.
     """
-    return _LOG_UNIFORM * U32**2 * (1 + n / 6)
+    return LOG_UNIFORM * U32**2 * (1 + n / 6)
 
 
 def _drift(n: int) -> float:
     """Variance of a sequential n-term fp32 sum, per squared result: see `_sum_error`."""
-    return _LOG_UNIFORM * U32**2 * (1 + n / 3)
+    return LOG_UNIFORM * U32**2 * (1 + n / 3)
 
 
 def _root_mean(total: float, like: Tensor) -> float:

@@ -39,9 +39,11 @@ _LN2 = 0.6931471805599453
 def _rational(coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: Float) -> Float:
     top, bottom = (np.full_like(x, c[0]) for c in coefficients)
     for a, b in zip(coefficients[0][1:], coefficients[1][1:], strict=True):
-        top = top * x + a
-        bottom = bottom * x + b
-    return top / bottom
+        top *= x
+        top += a
+        bottom *= x
+        bottom += b
+    return np.asarray(top / bottom)
 
 
 def _log(x: Float) -> Float:
@@ -72,11 +74,13 @@ class Draws:
         """Standard normal, by inversion."""
         p = self.uniform(*shape)
         q = p - 0.5
-        centre = np.abs(q) <= 0.425
-        r = np.sqrt(-_log(np.where(centre, 0.25, np.minimum(p, 1 - p))))
+        out = q * _rational(_CENTRE, 0.180625 - q * q)
+        far = np.abs(q) > 0.425  # one in seven: the tails' logarithms cost more than all the rest
+        q, p = q[far], p[far]
+        r = np.sqrt(-_log(np.minimum(p, 1 - p)))
         outer = np.where(r <= 5.0, _rational(_MIDDLE, r - 1.6), _rational(_TAIL, r - 5.0))
-        inner = q * _rational(_CENTRE, np.where(centre, 0.180625 - q * q, 0.0))
-        return np.where(centre, inner, np.where(q < 0, -outer, outer))
+        out[far] = np.where(q < 0, -outer, outer)
+        return out
 
     def integers(self, low: int, high: int, *shape: int) -> NDArray[np.int64]:
         """In [low, high)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,38 +38,60 @@ def ulp(truth: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.ldexp(torch.ones_like(truth, dtype=torch.float64), exponent - (bits - 1))
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A tensor's truth (float64), and what errors against it are told in; made once, used for every result."""
+
+    truth: Tensor
+    finite: Tensor  # bool
+    per_ulp: Tensor  # 1 / ulp: a power of two, so that multiplying is as exact as dividing
+    sign: Tensor
+
+    @classmethod
+    def of(cls, truth: Tensor, dtype: torch.dtype) -> Target:
+        """In units of `dtype`."""
+        finite = torch.isfinite(truth)
+        known = torch.where(finite, truth, 0.0)
+        return cls(truth, finite, ulp(known, dtype).reciprocal_(), torch.sign(known))
+
+    def errors(self, value: Tensor) -> Errors:
+        """Errors of `value`, of any dtype."""
+        truth, n = self.truth, self.truth.numel()
+        if n == 0:
+            return Errors(0.0, 0.0, 0, 0.0, torch.zeros(0, dtype=torch.float64), (0, 0, 0, 0, 0))
+        value = value.double()
+        error = value - truth
+        both = torch.isfinite(error)  # a difference is finite where both are
+        total, nonfinite = int(both.count_nonzero()), 0
+        if total < n:
+            error = torch.where(both, error, 0.0)
+            nonfinite = n - total - int((~self.finite & (value == truth)).count_nonzero())
+        in_ulp = error * self.per_ulp
+        magnitude = in_ulp.abs()
+        counts = [n - int(error.count_nonzero()), *(int((magnitude <= b).count_nonzero()) for b in (0.5, 1.0, 2.0))]
+        counts = [c - (n - total) for c in counts]  # what is not finite has no error here
+        signed = in_ulp.mul_(self.sign).clamp_(-_CLIP, _CLIP)
+        if total < n:
+            signed = torch.where(both, signed, 0.0)
+        return Errors(
+            max=float(error.abs().max()),
+            rms=float(error.square().mean().sqrt()),
+            nonfinite=nonfinite,
+            bias=float(signed.mean()),
+            row_bias=signed.mean(-1).flatten() if signed.dim() == 4 else signed.flatten(),
+            ulp_histogram=(
+                counts[0],
+                counts[1] - counts[0],
+                counts[2] - counts[1],
+                counts[3] - counts[2],
+                total - counts[3],
+            ),
+        )
+
+
 def measure(value: Tensor, truth: Tensor, dtype: torch.dtype) -> Errors:
     """Errors of `value` (any dtype) against `truth` (float64), in units of `dtype`."""
-    if truth.numel() == 0:
-        return Errors(0.0, 0.0, 0, 0.0, torch.zeros(0, dtype=torch.float64), (0, 0, 0, 0, 0))
-    value = value.double()
-    expected = torch.isfinite(truth)
-    both = expected & torch.isfinite(value)
-    same_infinity = ~expected & (value == truth)
-    error = torch.where(both, value - truth, torch.zeros_like(truth))
-    unit = ulp(torch.where(expected, truth, torch.zeros_like(truth)), dtype)
-    in_ulp = error / unit
-    magnitude = in_ulp.abs()
-    bounds = (magnitude == 0, magnitude <= 0.5, magnitude <= 1, magnitude <= 2)
-    counts = [int((b & both).sum()) for b in bounds]
-    total = int(both.sum())
-    signed = torch.clamp(in_ulp * torch.sign(truth), -_CLIP, _CLIP)
-    signed = torch.where(both, signed, torch.zeros_like(signed))
-    per_row = signed.mean(-1).flatten() if signed.dim() == 4 else signed.flatten()
-    return Errors(
-        max=float(error.abs().max()),
-        rms=float(error.square().mean().sqrt()),
-        nonfinite=int((~both & ~same_infinity).sum()),
-        bias=float(signed.mean()),
-        row_bias=per_row,
-        ulp_histogram=(
-            counts[0],
-            counts[1] - counts[0],
-            counts[2] - counts[1],
-            counts[3] - counts[2],
-            total - counts[3],
-        ),
-    )
+    return Target.of(truth, dtype).errors(value)
 
 
 def rounded(truth: Tensor, dtype: torch.dtype) -> Tensor:
@@ -104,9 +127,10 @@ def bound_ratio(value: Tensor, truth: Tensor, bound: Tensor, dtype: torch.dtype)
     if truth.numel() == 0:
         return 0.0, ()
     bits, lowest = _PRECISION[dtype]
-    error = (value.double() - truth).abs()
+    error = (value.double() - truth).abs_()
     finite = torch.isfinite(error)
-    ratio = torch.where(finite, error / torch.clamp(bound, min=2.0 ** (lowest - bits + 1)), torch.zeros_like(error))
+    ratio = error / torch.clamp(bound, min=2.0 ** (lowest - bits + 1))
+    if not finite.all():
+        ratio = torch.where(finite, ratio, 0.0)
     worst = int(ratio.argmax())
-    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), ratio.shape))
-    return float(ratio.flatten()[worst]), index
+    return float(ratio.flatten()[worst]), tuple(int(i) for i in np.unravel_index(worst, ratio.shape))

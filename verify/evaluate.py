@@ -20,7 +20,7 @@ from ..reports.record import Row
 from . import guards, single
 from .case import Case
 from .check import Check
-from .errors import Errors, bound_ratio, floored_log_ratio, measure, rounded, same_bits
+from .errors import Errors, Target, bound_ratio, floored_log_ratio, rounded, same_bits
 from .expected import Reference, dtype_of, reference
 from .implementation import Implementation, RefusedError, WrongResultError, describe
 from .inputs import Inputs, build
@@ -70,10 +70,11 @@ def evaluate(
     except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)
         return without_result(case, phase, "raised", describe(e) + _where(e), time.perf_counter() - start)
     checks = [guards.inputs_unchanged(before, inputs)]
-    rows = []
+    rows, identity = [], _identity(case, phase)
     for name, value in outputs.tensors().items():
-        errors = measure(value, known.truth[name], dtype_of(name, case))
-        row, tensor_checks = _judge(case, phase, name, value, errors, known)
+        target = Target.of(known.truth[name], dtype_of(name, case))
+        errors = target.errors(value)
+        row, tensor_checks = _judge(case, identity, name, value, errors, target, known)
         rows.append(row)
         checks += tensor_checks
         if statistical and REGIMES[case.regime].independent:
@@ -140,16 +141,16 @@ def _identity(case: Case, phase: str) -> dict[str, Any]:
 
 
 def _judge(
-    case: Case, phase: str, name: str, value: Tensor, errors: Errors, known: Reference
+    case: Case, identity: dict[str, Any], name: str, value: Tensor, errors: Errors, target: Target, known: Reference
 ) -> tuple[Row, list[Check]]:
-    truth, dtype = known.truth[name], dtype_of(name, case)
-    usual = measure(known.standard[name], truth, dtype)
-    best = measure(rounded(truth, dtype), truth, dtype)
+    truth, dtype = target.truth, dtype_of(name, case)
+    usual = target.errors(known.standard[name])
+    best = target.errors(rounded(truth, dtype))
     ratio, index = bound_ratio(value, truth, known.bound[name], dtype)
     natural, predicted = known.natural_scale[name], known.predicted[name]
     usual_rms = float("nan") if usual.nonfinite else usual.rms
     row = Row(
-        status="ok", **_identity(case, phase), max_logit=known.max_logit, tensor=name, elements=truth.numel(),
+        status="ok", **identity, max_logit=known.max_logit, tensor=name, elements=truth.numel(),
         nonfinite=errors.nonfinite,
         kernel_max=errors.max, kernel_rms=errors.rms,
         standard_max=None if usual.nonfinite else usual.max, standard_rms=None if usual.nonfinite else usual.rms,
@@ -168,12 +169,14 @@ def _judge(
 def _share_of_same_bits(value: Tensor, usual: Tensor) -> float | None:
     if value.numel() == 0 or value.dtype != usual.dtype:
         return None
-    return float(same_bits(value, usual).double().mean())
+    return int(same_bits(value, usual).count_nonzero()) / value.numel()
 
 
 def _finite(name: str, value: Tensor, known: Reference) -> Check:
     """No NaN or infinity where the truth is finite; where the bound is inf, a kernel may overflow, to infinity."""
     truth = known.truth[name]
+    if bool(torch.isfinite(value - truth).all()):
+        return Check("finite", name, True, 0.0, 0.0, "")
     may_overflow = torch.isinf(known.bound[name]) & ~torch.isnan(value.double())
     wrong = _wrong_nonfinite(value, truth) & ~may_overflow
     where = tuple(int(i) for i in wrong.nonzero()[0]) if wrong.any() else None

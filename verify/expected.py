@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..reference import attention as truth_of
-from ..reference import bounds, predictors, standard
+from ..reference import standard
+from ..reference.analysis import analyse
 from ..reference.arrangements import ANY, FLASH, STANDARD
-from ..reference.masks import Mask
 from .case import Case
 from .inputs import DTYPES, Inputs
 
@@ -42,9 +42,9 @@ def reference(case: Case, inputs: Inputs) -> Reference:
         for name in ("dq", "dk", "dv"):
             truth[name] = getattr(gradients, name)
             usual[name] = getattr(usual_gradients, name)
-    certified = bounds.certify(q, k, v, grad, mask, scale, ANY, fwd, gradients)
-    scales = predictors.natural_scales(q, k, v, grad, mask, scale, fwd)
-    flash, usual_too = (predictors.predict(q, k, v, grad, mask, scale, a, fwd, gradients) for a in (FLASH, STANDARD))
+    certified, scales, (flash, usual_too), largest = analyse(
+        q, k, v, grad, mask, scale, fwd, gradients, ANY, (FLASH, STANDARD)
+    )
     expected = {n: getattr(flash, n, None) for n in truth}
     envelope = {n: None if p is None else max(p, getattr(usual_too, n)) for n, p in expected.items()}
     u = case.unit_roundoff
@@ -52,20 +52,8 @@ def reference(case: Case, inputs: Inputs) -> Reference:
     natural["lse"] = 2.0**-24 * _rms(torch.clamp(torch.where(torch.isfinite(fwd.lse), fwd.lse, 0.0).abs(), min=1.0))
     return Reference(
         truth=truth, standard=usual, bound={n: getattr(certified, n) for n in truth}, natural_scale=natural,
-        predicted=expected, envelope=envelope, max_logit=max_logit(q, k, scale, mask),
+        predicted=expected, envelope=envelope, max_logit=largest,
     )  # fmt: skip
-
-
-def max_logit(q: Tensor, k: Tensor, scale: float, mask: Mask) -> float:
-    """The largest |logit| of a visible key."""
-    if q.shape[2] == 0 or k.shape[2] == 0:
-        return 0.0
-    B, H, M, D = q.shape
-    HK, N = k.shape[1:3]
-    s = scale * (q.double().reshape(B, HK, H // HK * M, D) @ k.double().mT)
-    visible, bias = mask.rows(0, M, M, N, q.device)
-    s = s.reshape(B, H, M, N) + (0.0 if bias is None else bias)
-    return float(torch.where(visible.expand_as(s), s.abs(), torch.zeros_like(s)).max())
 
 
 def _rms(x: Tensor) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..reference import attention
+from ..reference.blocks import blocks, clean
 from ..reference.certified import Certified, certified, distance
 from .case import Case, MaskRecipe
-from .expected import max_logit
 from .inputs import build
 from .regimes import REGIMES
 
@@ -42,10 +42,10 @@ def yardstick(seed: int, bits: int) -> list[Straightness]:
             grads = attention.backward(x.q, x.k, x.v, x.do, x.mask, scale)
             exact = certified(x.q, x.k, x.v, x.do, x.mask, scale, bits=bits)
             d = distance(fwd, exact, grads)
-            rows.append(
-                Straightness(name, dtype, max_logit(x.q, x.k, scale, x.mask),
-                             {t: float(getattr(d, t) or 0.0) for t in ("out", "lse", "dq", "dk", "dv")}, _radius(exact))
-            )  # fmt: skip
+            distances = {t: float(getattr(d, t) or 0.0) for t in ("out", "lse", "dq", "dk", "dv")}
+            parts = blocks(x.q, clean(x.k), clean(x.v), None, x.mask, scale, fwd)
+            max_logit = max(float(b.s.abs().max()) for b in parts)
+            rows.append(Straightness(name, dtype, max_logit, distances, _radius(exact)))
     return rows
 
 

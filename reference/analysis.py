@@ -1,0 +1,56 @@
+"""Bounds, natural scales and predictions of one problem, in one walk over the blocks that they are made of."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .arrangements import PRECISIONS, Arrangement
+from .attention import Forward, Gradients
+from .blocks import blocks, clean
+from .bounds import Bounds, Certification
+from .masks import Mask
+from .moments import Keys, Moments
+from .predictors import Predicted, Scales, ScaleSums, VarianceSums
+
+
+class Analysis(NamedTuple):
+    """`certify`, `natural_scales`, `predict` for each arrangement, and the largest |logit| of a visible key."""
+
+    bounds: Bounds
+    scales: Scales
+    predicted: tuple[Predicted, ...]
+    max_logit: float
+
+
+def analyse(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    do: Tensor | None,
+    mask: Mask,
+    scale: float,
+    truth: Forward,
+    gradients: Gradients | None,
+    certified: Arrangement,
+    predicted: Sequence[Arrangement],
+) -> Analysis:
+    """What may be known of a kernel's errors without running it; arguments and errors as in `certify`.
+
+    The bounds are for the arrangement `certified`.
+    """
+    if (do is None) != (gradients is None):
+        raise ValueError("give both do and gradients, or neither")
+    p, keys = PRECISIONS[q.dtype], Keys(clean(k), clean(v))
+    bounds = Certification(q, keys.k, keys.v, scale, certified, truth, gradients)
+    scales = ScaleSums(keys.k, keys.v, scale, truth, gradients=do is not None)
+    variances = [VarianceSums(a, p, scale, keys, truth, gradients) for a in predicted]
+    max_logit = 0.0
+    for b in blocks(q, keys.k, keys.v, do, mask, scale, truth):
+        bounds.add(b)
+        scales.add(b)
+        moments = Moments(b, keys, p)
+        for sums in variances:
+            sums.add(moments)
+        max_logit = max(max_logit, float(b.s.abs().max()))
+    return Analysis(bounds.result(), scales.result(), tuple(s.result() for s in variances), max_logit)
