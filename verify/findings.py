@@ -189,10 +189,10 @@ def replay_line(case: Case, spec: str) -> str:
 
 
 def write_finding(folder: Path, number: int, finding: Finding, implementation: Implementation) -> None:
-    """`NNN.json` and its standalone script `NNN.py`; a finding in exact arithmetic has no script."""
+    """`NNN.json` and its standalone script `NNN.py`; what only the interpreter can show has no script."""
     folder.mkdir(exist_ok=True)
     write_json_atomic(folder / f"{number:03d}.json", finding)
-    if finding.check == "algebra":  # there is no exact arithmetic without flashproof
+    if finding.check == "algebra" or "ConflictError" in finding.detail:  # nothing else has the means to show them
         return
     case = parse_case(json.dumps(finding.case))
     (folder / f"{number:03d}.py").write_text(script_of(finding, case, implementation))

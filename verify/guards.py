@@ -5,24 +5,31 @@ None of them needs to know what attention is.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.utils.deterministic
 from torch import Tensor
 
+from ..kernels.interpreter import Tracked, installed, interpret
 from .case import Case
 from .check import Check
 from .errors import same_bits
 from .implementation import Implementation, Outputs, describe
 from .inputs import Inputs
 
+_CONFLICTS = Tracked(uninitialised=False, outside=False, unwritten=False)
 #: torch's switches for poisoned allocations; the module replaces itself at import, which type checkers cannot follow
 deterministic: Any = torch.utils.deterministic
 
 
 def poisoned(implementation: Implementation, case: Case, inputs: Inputs) -> Outputs:
-    """Run with all newly allocated memory filled with NaN, so that what is never written shows."""
+    """Run with all newly allocated memory filled with NaN, so that what is never written shows.
+
+    Interpreted kernels are watched as well: two program instances may not touch one element unless an atomic orders
+    them.  What they read without need, beside a tensor or before it is written, is judged by what it does: it is NaN.
+    """
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = deterministic.fill_uninitialized_memory
@@ -31,7 +38,8 @@ def poisoned(implementation: Implementation, case: Case, inputs: Inputs) -> Outp
     use_deterministic_algorithms(True, warn_only=True)
     deterministic.fill_uninitialized_memory = True
     try:
-        return implementation(case, inputs)
+        with interpret(memory=_CONFLICTS) if installed() else nullcontext():
+            return implementation(case, inputs)
     finally:
         deterministic.fill_uninitialized_memory = fill
         use_deterministic_algorithms(enabled, warn_only=warn_only)
