@@ -185,6 +185,7 @@ class Share(_Model):
     site: str
     rms: Number
     part: Number
+    lines: str = ""  # of the kernel's source
 
 
 class Algebra(_Model):

@@ -10,9 +10,10 @@ import json
 import shlex
 from collections.abc import Sequence
 
-from ..reports.record import Algebra, Answer, Check, Comparison, Finding, Mismatch
+from ..reports.record import Algebra, Answer, Check, Comparison, Finding, Mismatch, Share
 from ..reports.record import Tensor as TensorName
-from .case import parse_case
+from .budgets import Budgets
+from .case import Case, parse_case
 from .exact import NEGLIGIBLE
 
 _TENSORS: tuple[TensorName, ...] = ("out", "lse", "dq", "dk", "dv")
@@ -66,7 +67,55 @@ def checks(algebra: Algebra | None) -> list[Check]:
     return found
 
 
-def findings(algebra: Algebra | None, spec: str) -> list[Finding]:
+def accumulator_checks(algebra: Algebra | None, budgets: Budgets, implementation: str) -> list[Check]:
+    """Per tensor: do the accumulators of a half-precision kernel have the precision to carry its result?"""
+    found = []
+    for tensor in _TENSORS[:1] + _TENSORS[2:]:
+        parts = _accumulated(algebra, tensor)
+        if not parts:
+            continue
+        default = budgets.accumulators.max_part
+        limits = {d: budgets.allowance("accumulators_max_part", default, implementation, d, tensor) for d in parts}
+        failed = any(share.part > limits[d] for d, share in parts.items())
+        worst = max(parts.values(), key=lambda share: share.part)
+        detail = f"{worst.part:.1%} of its squared error arises in the accumulators ({worst.dtype}"
+        detail += f", {worst.lines})" if worst.lines else ")"
+        found.append(Check(name="accumulators", status="fail" if failed else "pass", tensor=tensor, n=len(parts),
+                           detail=f"{detail}; allowed {min(limits.values()):.0%}"))  # fmt: skip
+    return found
+
+
+def _accumulated(algebra: Algebra | None, tensor: TensorName) -> dict[str, Share]:
+    """By half-precision dtype: what all accumulators together contribute to a tensor's error."""
+    out: dict[str, Share] = {}
+    for s in algebra.shares if algebra is not None else ():
+        if s.tensor != tensor or s.dtype == "fp32":
+            continue
+        known = out.setdefault(s.dtype, s.model_copy(update=dict(site="accumulators", rms=0.0, part=0.0, lines="")))
+        if s.site.endswith(":accumulators"):
+            lines = ", ".join(x for x in (known.lines, s.lines) if x)
+            rms = (known.rms**2 + s.rms**2) ** 0.5
+            out[s.dtype] = known.model_copy(update=dict(part=known.part + s.part, rms=rms, lines=lines))
+    return out
+
+
+def findings(algebra: Algebra | None, spec: str, failed: Sequence[Check], case: Case) -> list[Finding]:
+    """One for a wrong algebra, at the smallest problem that shows it, and one for accumulators, at `case`."""
+    found = _wrong_algebra(algebra, spec)
+    for check in [c for c in failed if c.name == "accumulators"][:1]:
+        assert check.tensor is not None
+        worst = max(_accumulated(algebra, check.tensor).values(), key=lambda share: share.part)
+        replay = f"flashproof attribution {shlex.quote(spec)} --dtype {worst.dtype}"
+        found.append(
+            Finding(
+                check="accumulators", tensor=check.tensor, case=case.with_(dtype=worst.dtype).to_dict(), replay=replay,
+                observed=worst.part, allowed=0.0, detail=check.detail,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _wrong_algebra(algebra: Algebra | None, spec: str) -> list[Finding]:
     """For the tensor whose algebra is furthest off: the smallest problem that shows it."""
     candidates: list[tuple[int, Comparison, Mismatch]] = []
     for c in algebra.comparisons if algebra is not None else ():

@@ -33,20 +33,27 @@ def attribution(implementation: Implementation, device: str, dtype: DType, seed:
     """
     del device
     squares: dict[tuple[str, str], list[float]] = defaultdict(list)
+    lines: dict[str, set[str]] = defaultdict(set)
     for n in range(samples):
-        case = Case(B=1, H=2, HK=1, M=128, N=128, D=64, dtype=dtype, regime="normal", seed=seed + n,
-                    backward=implementation.has_backward)  # fmt: skip
-        if implementation.lacks(case) is not None:
-            case = case.with_(HK=2)
+        case = sample_case(implementation, dtype, seed + n)
         try:
-            for key, value in _sample(implementation, case):
+            for key, value in _sample(implementation, case, lines):
                 squares[key].append(value)
         except (KernelError, RefusedError):
             return []
-    return _shares(squares, dtype)
+    return _shares(squares, lines, dtype)
 
 
-def _sample(implementation: Implementation, case: Case) -> Iterable[tuple[tuple[str, str], float]]:
+def sample_case(implementation: Implementation, dtype: DType, seed: int) -> Case:
+    """Long enough for several tiles, plain enough for every kernel."""
+    case = Case(B=1, H=2, HK=1, M=128, N=128, D=64, dtype=dtype, regime="normal", seed=seed,
+                backward=implementation.has_backward)  # fmt: skip
+    return case if implementation.lacks(case) is None else case.with_(HK=2)
+
+
+def _sample(
+    implementation: Implementation, case: Case, lines: dict[str, set[str]]
+) -> Iterable[tuple[tuple[str, str], float]]:
     """((tensor, site), mean squared error) of one case."""
     inputs = build(case)
     fwd = attention.forward(inputs.q, inputs.k, inputs.v, inputs.mask, case.softmax_scale)
@@ -60,6 +67,8 @@ def _sample(implementation: Implementation, case: Case) -> Iterable[tuple[tuple[
         yield (name, WHOLE), _square(got - wanted[name])
     if not sites:
         return
+    for s in sites:
+        lines[f"{s.kernel}:{s.kind}"].add(s.line)
     clean, _ = _run(implementation, case, arithmetics.float64())
     for site in sorted({f"{s.kernel}:{s.kind}" for s in sites} | {"constants", "torch:host"}):
         got, _ = _run(implementation, case, arithmetics.only(site))
@@ -80,7 +89,7 @@ def _square(x: NDArray[Any]) -> float:
     return float(np.mean(np.square(x[np.isfinite(x)])))
 
 
-def _shares(squares: dict[tuple[str, str], list[float]], dtype: str) -> list[Share]:
+def _shares(squares: dict[tuple[str, str], list[float]], lines: dict[str, set[str]], dtype: str) -> list[Share]:
     mean = {key: float(np.mean(values)) for key, values in squares.items()}
     shares = []
     for tensor in dict.fromkeys(name for name, _ in mean):
@@ -89,5 +98,6 @@ def _shares(squares: dict[tuple[str, str], list[float]], dtype: str) -> list[Sha
         ordered = sorted(((v, s) for s, v in parts.items() if v > 1e-6 * whole), reverse=True)
         for value, site in [(whole, WHOLE), (sum(parts.values()), REST), *ordered]:
             part = value / whole if whole else 0.0
-            shares.append(Share(dtype=dtype, tensor=cast(TensorName, tensor), site=site, rms=value**0.5, part=part))
+            shares.append(Share(dtype=dtype, tensor=cast(TensorName, tensor), site=site, rms=value**0.5, part=part,
+                                lines=', '.join(sorted(lines[site]))))  # fmt: skip
     return shares if any(s.site not in (WHOLE, REST) for s in shares) else []

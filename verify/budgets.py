@@ -47,6 +47,12 @@ class Bias(_Strict):
     min_cases: int = Field(ge=2)
 
 
+class Accumulators(_Strict):
+    """What roundings of the accumulators may contribute to a tensor's mean squared error."""
+
+    max_part: float = Field(gt=0, lt=1)
+
+
 class Invariance(_Strict):
     """What a result may depend on."""
 
@@ -71,6 +77,7 @@ class Allowance(_Strict):
     ratio_margin: float | None = Field(default=None, ge=1)
     predictor_margin: float | None = Field(default=None, ge=1)
     bias_max_ulp: float | None = Field(default=None, gt=0)
+    accumulators_max_part: float | None = Field(default=None, gt=0, le=1)
 
 
 class Budgets(_Strict):
@@ -81,6 +88,7 @@ class Budgets(_Strict):
     ratio: Ratio
     predictor: Predictor
     bias: Bias
+    accumulators: Accumulators
     invariance: Invariance
     coverage: Coverage
     exceptions: tuple[Allowance, ...] = Field(default=(), alias="exception", strict=False)
@@ -88,7 +96,7 @@ class Budgets(_Strict):
     def allowance(
         self, key: str, default: float, implementation: str, dtype: str, tensor: str, regime: str | None = None
     ) -> float:
-        """The value of `key` (ratio_margin, predictor_margin, bias_max_ulp) for a cell."""
+        """The value of `key` (ratio_margin, predictor_margin, ...) for a cell."""
         value = default
         for e in self.exceptions:
             fits = (

@@ -157,10 +157,13 @@ class Console:
             result = _RESULT[c.status] + (f" {escape(c.detail)}" if c.detail else "")
             if c.digits:
                 result += " " + ", ".join(f"1e{x:.1f}" if x > -1e6 else "0" for _, x in c.digits)
-            result += "".join(f"\n{m.tensor}: {m.count:,} of {m.elements:,}; {escape(m.where)}" for m in c.mismatches)
             tiles = "" if c.tiles is None else f"{c.tiles[0]} x {c.tiles[1]}"
             table.add_row(_briefly(c), tiles, c.arithmetic, f"{c.elements:,}", result)
         self.out.print(table)
+        for c in algebra.comparisons:
+            for m in c.mismatches:
+                said = f"{m.tensor}: {m.count:,} of {m.elements:,} elements; {m.where}"
+                self.out.print(f"{_briefly(c)}: {escape(said)}", soft_wrap=True)
         self.out.print(f"\n[bold]algebraic[/]: {answer.status}. {escape(answer.evidence)}", soft_wrap=True)
 
     def shares(self, shares: Sequence[Share]) -> None:

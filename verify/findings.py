@@ -192,7 +192,9 @@ def write_finding(folder: Path, number: int, finding: Finding, implementation: I
     """`NNN.json` and its standalone script `NNN.py`; what only the interpreter can show has no script."""
     folder.mkdir(exist_ok=True)
     write_json_atomic(folder / f"{number:03d}.json", finding)
-    if finding.check == "algebra" or "ConflictError" in finding.detail:  # nothing else has the means to show them
+    if (
+        finding.check in ("algebra", "accumulators") or "ConflictError" in finding.detail
+    ):  # nothing else has the means to show them
         return
     case = parse_case(json.dumps(finding.case))
     (folder / f"{number:03d}.py").write_text(script_of(finding, case, implementation))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..reports.record import Algebra, Cell, Check, Counts, Row
 from ..reports.record import Tensor as TensorName
+from .algebra import accumulator_checks
 from .algebra import checks as algebra_checks
 from .budgets import Budgets
 from .regimes import REGIMES
@@ -62,6 +63,7 @@ def judge(
         *_predictor_checks(independent, budgets, implementation),
         *_bias_checks(independent, budgets, implementation),
         *algebra_checks(algebra),
+        *accumulator_checks(algebra, budgets, implementation),
     ]
     measured = {
         phase: len({r.case_id for r in rows if r.phase == phase and r.status == "ok"}) for phase in ("survey", "hunt")

@@ -26,7 +26,7 @@ from ..reports.record import (
 )
 from . import interrupts
 from .algebra import findings as algebra_findings
-from .attribution import attribution
+from .attribution import attribution, sample_case
 from .case import UNIT_ROUNDOFF, Case
 from .evaluate import Result
 from .exact import compare, gradients_of, problems
@@ -97,10 +97,12 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
                 _Measurement(settings, implementation, pool, results, shard, progress).measure(left_out)
             if "exact" in settings.phases:
                 algebra = _algebra(settings, implementation, pool, progress)
-            judgement = judge([row for r in results for row in r.rows], settings.budgets, settings.spec)
+            measured = [row for r in results for row in r.rows]
+            judgement = judge(measured, settings.budgets, settings.spec, algebra=algebra)
             if judgement.failed:
                 findings = findings_of(judgement, results, pool, settings, progress)
-            findings += algebra_findings(algebra, settings.spec)
+            sample = sample_case(implementation, settings.profile.dtypes[0], settings.seed)
+            findings += algebra_findings(algebra, settings.spec, judgement.failed, sample)
         except KeyboardInterrupt:
             interrupted = True
         finally:

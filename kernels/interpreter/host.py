@@ -56,7 +56,8 @@ class HostMode(TorchDispatchMode):
         if self._tracker is not None:
             self._note(name, out, written)
         if wide is not None and self._ledger is not None:
-            self._ledger.note(out, wide)
+            places = (self._ledger.stored(t) for t in inputs)
+            self._ledger.note(out, wide, next((at for at in places if at.frames), None))
         return out
 
     def _note(self, name: str, out: Any, written: Sequence[torch.Tensor]) -> None:

@@ -76,13 +76,13 @@ class Ledger:
         known = strided(page.known & (page.bits == now), tensor)
         return np.where(known, strided(page.values, tensor), values)
 
-    def note(self, tensor: torch.Tensor, values: Array) -> None:
+    def note(self, tensor: torch.Tensor, values: Array, at: Location | None = None) -> None:
         """Every element of the tensor, whose bits are as they should be, stands for one of `values`."""
         size = tensor.element_size()
         view = storage_bytes(tensor)
         view = view[: view.size // size * size].view(f"u{size}")
         index = strided(np.arange(view.size), tensor)
-        self.remember(tensor, view, index, values, Location())
+        self.remember(tensor, view, index, values, at or Location())
 
     def stored(self, tensor: torch.Tensor) -> Location:
         """The source line of the last store into the tensor's storage; unknown if none is remembered."""

@@ -164,7 +164,8 @@ class _Installed:
         del warmup, attrs  # attributes (divisibility, alignment) only help machine code
         kernel_cache, _, target, backend, _ = jit.device_caches[device]
         source = jit.ASTSource(jit, signature, constexprs, {})
-        identity = f"{source.hash()}-{options.hash()}"
+        # the same text in another file is another kernel: its source lines are elsewhere
+        identity = f"{source.hash()}-{options.hash()}-{jit.fn.__code__.co_filename}"
         if identity not in self.kernels:
             function = front_end(source, target, backend, options, identity)
             constants = {name for name, kind in signature.items() if kind == "constexpr"}

@@ -226,8 +226,8 @@ class _Reader:
         return Op(name, results, [m[1]], "", {}, [Type("i1")], types, [then, otherwise])
 
     def while_op(self, name: str, results: list[str], rest: str) -> Op:
-        close = matching(rest, 0)
-        pairs = [p.partition("=") for p in split_top(rest[1:close])]
+        close = matching(rest, 0) if rest.startswith("(") else -1  # a loop may carry nothing on
+        pairs = [p.partition("=") for p in split_top(rest[1:close])] if close > 0 else []
         operand_types, result_types = _signature(rest[close + 1 :].strip().removeprefix(":").rstrip("{"), len(results))
         before, closing = self.region()
         if not closing.startswith("} do {"):
