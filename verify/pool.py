@@ -6,9 +6,11 @@ dropped: a survey would repeat it thousands of times, and a replay shows it.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -27,9 +29,13 @@ from .problems import FlashproofError, LostError, UsageError
 
 T = TypeVar("T")
 
-#: what workers start with: one BLAS thread each (two processes of two threads on two cores are slower than one), and no
-#: wish of a user's module for Triton's own interpreter
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
+#: what workers start with: one BLAS thread each (two processes of two threads on two cores are slower than one), no
+#: wish of a user's module for Triton's own interpreter, and a C library that keeps the memory of a case's temporaries
+#: for the next ones instead of asking the kernel for it each time
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TRITON_INTERPRET": "0",
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
+}  # fmt: skip
 _IN_FLIGHT = 4  # tasks queued per worker: enough to keep it busy, few enough to stop quickly
 _RESTARTS = 8  # of a whole pool; what is lost then is not a case's fault, and will not end by itself
 
@@ -60,6 +66,8 @@ def _initialise(spec: str, device: str, quiet: bool) -> None:
         _implementation, _device = prepare(spec, device), device
     except UsageError as e:  # it loads in the main process and not in this one: the first task says so
         _implementation = e
+    gc.collect()
+    gc.freeze()  # a million objects of torch and Triton that stay: collections need not walk them again and again
 
 
 def _loaded() -> Implementation:
@@ -78,12 +86,14 @@ def _call(function: Callable[..., T], *args: Any) -> T:
 
 
 class Pool:
-    """Evaluates cases in worker processes."""
+    """Evaluates cases in worker processes, for any number of threads."""
 
     def __init__(self, spec: str, device: str, workers: int, limit: float, *, quiet: bool = True) -> None:
         self.workers, self.limit = workers, limit
         self._initial = (spec, device, quiet)
         self._restarts = 0
+        self._stopped = False
+        self._lock = threading.Lock()
         self._pool = self._started()
 
     def _started(self) -> Any:
@@ -96,17 +106,27 @@ class Pool:
                 raise FlashproofError("no worker process could be started")
         return pool
 
-    def _restart(self) -> None:
-        """After a worker died between two cases, which pebble takes for the end of the pool."""
-        self._restarts += 1
-        if self._restarts > _RESTARTS:
-            name = self._initial[0]
-            raise FlashproofError(f"worker processes of {name} keep dying between cases; try flashproof replay")
-        self.stop()
-        self._pool = self._started()
+    def _schedule(self, function: Callable[..., Any], *args: Any) -> Any:
+        """A future.  A pool that ended because a worker died between two cases is started anew."""
+        with self._lock:
+            if self._stopped:
+                raise LostError("the run was stopped")
+            if not self._pool.active:
+                self._restarts += 1
+                if self._restarts > _RESTARTS:
+                    name = self._initial[0]
+                    raise FlashproofError(f"worker processes of {name} keep dying between cases; try flashproof replay")
+                self._end()
+                self._pool = self._started()
+            return self._pool.schedule(function, args=args, timeout=self.limit)
 
     def stop(self) -> None:
-        """Kill the workers at once."""
+        """Kill the workers at once, for good."""
+        with self._lock:
+            self._stopped = True
+            self._end()
+
+    def _end(self) -> None:
         self._pool.stop()
         self._pool.join()
 
@@ -118,9 +138,7 @@ class Pool:
             try:
                 while True:
                     while len(pending) < _IN_FLIGHT * self.workers and (case := next(source, None)) is not None:
-                        if not self._pool.active:
-                            self._restart()
-                        pending[self._pool.schedule(_evaluate, args=[case, phase, options], timeout=self.limit)] = case
+                        pending[self._schedule(_evaluate, case, phase, options)] = case
                     if not pending:
                         return
                     done, _ = wait(pending, return_when=FIRST_COMPLETED)
@@ -147,7 +165,7 @@ class Pool:
             Exception: what `function` raises.
         """
         with _worker_environment():
-            result = self._answer(self._pool.schedule(_call, args=[function, *args], timeout=self.limit))
+            result = self._answer(self._schedule(_call, function, *args))
         if isinstance(result, LostError):
             raise result
         return result  # type: ignore[no-any-return]
@@ -155,7 +173,7 @@ class Pool:
     def calls(self, function: Callable[..., T], arguments: Sequence[Any]) -> Iterator[tuple[Any, T | LostError]]:
         """(argument, `function(implementation, device, argument)`) for each, in order, over all workers."""
         with _worker_environment():
-            futures = [self._pool.schedule(_call, args=[function, x], timeout=self.limit) for x in arguments]
+            futures = [self._schedule(_call, function, x) for x in arguments]
             try:
                 for argument, future in zip(arguments, futures, strict=True):
                     yield argument, self._answer(future)
@@ -195,16 +213,28 @@ def _death(code: int) -> str:
         return f"exit code {code}"
 
 
+_waiting = threading.Lock()
+_waiters = 0  # threads that are inside `_worker_environment`
+_before: dict[str, str | None] = {}
+
+
 @contextmanager
 def _worker_environment() -> Iterator[None]:
     """The environment in which workers are started; a worker may be started whenever a task is waited for."""
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
+    global _waiters  # the environment is the whole process's: the first to come sets it, the last to go restores it
+    with _waiting:
+        if _waiters == 0:
+            _before.update({name: os.environ.get(name) for name in _ENVIRONMENT})
+            os.environ.update(_ENVIRONMENT)
+        _waiters += 1
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        with _waiting:
+            _waiters -= 1
+            if _waiters == 0:
+                for name, value in _before.items():
+                    if value is None:
+                        os.environ.pop(name, None)
+                    else:
+                        os.environ[name] = value

@@ -7,11 +7,13 @@ import platform
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 
 from ..reports.record import (
     Algebra,
@@ -190,18 +192,28 @@ class _Measurement:
                 return
 
     def _hunt(self) -> None:
-        profile, before = self.settings.profile, len(self.results)
+        profile, before, keeping = self.settings.profile, len(self.results), Lock()
 
         def evaluated(case: Case) -> Result | None:
             if self._too_many():
                 return None
             result = self.pool.one(case, "hunt", thorough=False)
-            self._keep(result)
-            self.progress("hunt", len(self.results) - before, profile.hunt * len(profile.dtypes))
+            with keeping:
+                self._keep(result)
+                self.progress("hunt", len(self.results) - before, profile.hunt * len(profile.dtypes))
             return result
 
-        for dtype in profile.dtypes:
-            hunt(self.implementation, profile, dtype, self.settings.seed, evaluated)
+        with ThreadPoolExecutor(len(profile.dtypes)) as threads:  # one climb waits for its case while others measure
+            climbs = [
+                threads.submit(hunt, self.implementation, profile, dtype, self.settings.seed, evaluated)
+                for dtype in profile.dtypes
+            ]
+            try:
+                for climb in as_completed(climbs):
+                    climb.result()
+            except BaseException:
+                self.pool.stop()  # else the other climbs would be waited for
+                raise
 
 
 def _not_covered(implementation: Implementation, profile: Profile) -> list[str]:

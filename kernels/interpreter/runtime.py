@@ -21,6 +21,7 @@ from triton import knobs
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
+from triton.compiler.errors import CompilationError
 from triton.language.standard import cdiv
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver as active_driver
@@ -154,6 +155,7 @@ class _Installed:
 
     def __init__(self) -> None:
         self.kernels: dict[str, InterpretedKernel] = {}
+        self.specialised: set[Any] = set()  # kernels whose source needs an argument of 1 to be a constant
         self.original = JITFunction._do_compile
 
     def prepare(
@@ -163,6 +165,21 @@ class _Installed:
         """Stands in for `JITFunction._do_compile`: same arguments, same caching, no machine code."""
         del warmup, attrs  # attributes (divisibility, alignment) only help machine code
         kernel_cache, _, target, backend, _ = jit.device_caches[device]
+        general = _unspecialised(jit, signature, constexprs)
+        if general != (signature, constexprs) and jit not in self.specialised:
+            try:
+                kernel_cache[key] = self._kernel(jit, *general, target, backend, options)
+            except CompilationError:  # it needs an argument of 1 to be a constant
+                self.specialised.add(jit)
+        if key not in kernel_cache:
+            kernel_cache[key] = self._kernel(jit, signature, constexprs, target, backend, options)
+        kernel: InterpretedKernel = kernel_cache[key]
+        return kernel
+
+    def _kernel(
+        self, jit: Any, signature: dict[str, Any], constexprs: dict[Any, Any], target: GPUTarget, backend: Any,
+        options: Any,
+    ) -> InterpretedKernel:  # fmt: skip
         source = jit.ASTSource(jit, signature, constexprs, {})
         # the same text in another file is another kernel: its source lines are elsewhere
         identity = f"{source.hash()}-{options.hash()}-{jit.fn.__code__.co_filename}"
@@ -170,8 +187,23 @@ class _Installed:
             function = front_end(source, target, backend, options, identity)
             constants = {name for name, kind in signature.items() if kind == "constexpr"}
             self.kernels[identity] = InterpretedKernel(function, list(signature), constants)
-        kernel_cache[key] = self.kernels[identity]
         return self.kernels[identity]
+
+
+def _unspecialised(
+    jit: Any, signature: dict[str, Any], constexprs: dict[Any, Any]
+) -> tuple[dict[str, Any], dict[Any, Any]]:
+    """Signature and constants with integers that are constants only because they are 1 as arguments again.
+
+    To machine code a stride of 1 is worth a translation of its own.  Here that would be the dearest part of a launch: a
+    kernel of twenty strides has half a dozen such translations, all of which compute the same.
+    """
+    ones = {
+        (i,): p.name for i, p in enumerate(jit.params)
+        if signature[p.name] == "constexpr" and not p.is_constexpr and type(constexprs.get((i,))) is int
+    }  # fmt: skip
+    kinds = signature | dict.fromkeys(ones.values(), "i32")
+    return kinds, {path: value for path, value in constexprs.items() if path not in ones}
 
 
 def front_end(source: Any, target: GPUTarget, backend: Any, options: Any, identity: str) -> Function:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .formats import FLOATS
 from .ttir import Function, Op, Region
@@ -37,6 +38,7 @@ class Site:
         return name in (self.kind, self.kernel, f"{self.kernel}:{self.kind}", self.line)
 
 
+@lru_cache(maxsize=2)  # asked for twice in a row: by a kernel, and by its first program
 def sites(function: Function) -> dict[int, Site]:
     """The site of every operation of a kernel, by the operation's `id`."""
     graph = _Graph(function)
@@ -78,6 +80,7 @@ class _Graph:
         self._maker: dict[str, Op] = {}
         self._alias: dict[str, list[str]] = defaultdict(list)  # values that are handed on under another name
         self._carried: set[str] = set()  # values that a loop carries on
+        self._known: dict[int, set[str]] = {}  # of operations by their `id`: their ends
         for op in _walk(function.body):
             for i, name in enumerate(op.operands):
                 self._users[name].append((op, i))
@@ -117,6 +120,8 @@ class _Graph:
 
     def _ends(self, op: Op) -> set[str]:
         """What the results become: `exp`, `operand` (of a matrix product), `carried` (by a loop), `stored`."""
+        if id(op) in self._known:
+            return self._known[id(op)]
         ends: set[str] = set()
         seen, todo = set(op.results), list(op.results)
         while todo:
@@ -137,6 +142,7 @@ class _Graph:
                     reached += user.results
             todo += [v for v in reached if v not in seen]
             seen.update(reached)
+        self._known[id(op)] = ends
         return ends
 
     def _leads_to_exponential(self, dot: Op) -> bool:

@@ -67,7 +67,7 @@ class Region:
     blocks: list[Block] = field(default_factory=list)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Function:
     """A kernel, everything that it calls inlined."""
 

@@ -158,3 +158,30 @@ def test_philox_against_its_published_vector():
     out = torch.zeros(4, dtype=torch.int32)
     dice[(1,)](out, 0, BLOCK=4)
     assert out[0].item() & 0xFFFFFFFF == 0x6627E8D5
+
+
+@triton.jit
+def strided(x, out, stride, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out + i, tl.load(x + i * stride))
+
+
+@triton.jit
+def as_many(out, n):
+    """Compiles only where n is 1: Triton makes such arguments constants, and an extent must be one."""
+    tl.store(out + tl.arange(0, n), 7)
+
+
+def test_a_stride_of_one_needs_no_translation_of_its_own():
+    x, out = torch.arange(64.0), torch.zeros(16)
+    kernels = {strided[(1,)](x, out, stride, BLOCK=16) for stride in (1, 3, 2)}
+    assert torch.equal(out, x[:32:2])
+    strided[(1,)](x, out, 1, BLOCK=16)
+    assert torch.equal(out, x[:16])
+    assert len(kernels) == 1
+
+
+def test_a_one_that_must_be_a_constant_is_one():
+    out = torch.zeros(2, dtype=torch.int32)
+    as_many[(1,)](out, 1)
+    assert out.tolist() == [7, 0]
