@@ -13,7 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from .formats import CARRIER, LOW_PRECISION, Array, integer_to_odd, round_to, round_to_odd, round_to_tf32, saturate
+from .formats import (
+    CARRIER,
+    LOW_PRECISION,
+    Array,
+    cut_to_tf32,
+    integer_to_odd,
+    round_to,
+    round_to_odd,
+    saturate,
+    split_tf32,
+)
 from .sites import Site
 
 
@@ -179,9 +189,15 @@ class Ieee(Arithmetic):
 
     def dot(self, a: Array, b: Array, c: Array, operands: str, result: str, precision: str) -> Array:
         if operands == "f32" and precision == "tf32":
-            a, b = round_to_tf32(a), round_to_tf32(b)
+            a, b = cut_to_tf32(a), cut_to_tf32(b)
+        if operands == "f32" and precision == "tf32x3":  # Triton's F32DotTC: the two small products first
+            (a, a_rest), (b, b_rest) = split_tf32(a), split_tf32(b)
+            c = c + (np.matmul(a_rest, b) + np.matmul(a, b_rest))
         out = np.matmul(a, b)
-        out += c
+        if c.shape[0] > out.shape[0]:
+            out = out + c
+        else:
+            out += c
         return round_to(out, result) if result in LOW_PRECISION else out
 
     def reduce(self, name: str, x: Array, axis: int, element: str) -> Array | None:
