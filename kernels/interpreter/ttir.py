@@ -226,8 +226,8 @@ class _Reader:
         return Op(name, results, [m[1]], "", {}, [Type("i1")], types, [then, otherwise])
 
     def while_op(self, name: str, results: list[str], rest: str) -> Op:
-        close = matching(rest, 0)
-        pairs = [p.partition("=") for p in split_top(rest[1:close])]
+        close = matching(rest, 0) if rest.startswith("(") else -1
+        pairs = [p.partition("=") for p in split_top(rest[1 : max(close, 1)])]
         operand_types, result_types = _signature(rest[close + 1 :].strip().removeprefix(":").rstrip("{"), len(results))
         before, closing = self.region()
         if not closing.startswith("} do {"):
@@ -283,7 +283,8 @@ def _signature(text: str, results: int) -> tuple[list[Type], list[Type]]:
         if separator in text:
             source, _, result = text.rpartition(separator)
             operands = [t for part in split_top(source, " * ") for t in parse_types(part)]
-            return operands, list(parse_types(result))
+            types = list(parse_types(result))
+            return operands, types * results if len(types) == 1 < results else types  # tt.split: one type for both
     types = list(parse_types(text))
     return types, types[-1:] * results
 
