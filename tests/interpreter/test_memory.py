@@ -21,9 +21,7 @@ def copy(x, out, n, BLOCK: tl.constexpr):
              cache_modifier=".wt", eviction_policy="evict_last")  # fmt: skip
 
 
-@pytest.mark.covers(
-    "tl.load, tl.store", note="pointers, masks; cache modifiers and eviction policies mean nothing here"
-)
+@pytest.mark.covers("tl.load, tl.store", note="pointers, masks; cache and eviction hints mean nothing here")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_copy(dtype):
     x = torch.randint(0, 100, (1000,)).to(dtype)
@@ -285,9 +283,7 @@ def locked_sum(lock, count, total, x, N: tl.constexpr):
     tl.atomic_xchg(lock, 0)
 
 
-@pytest.mark.covers(
-    "spin locks", note="a while whose condition is atomic runs its program instances one after the other"
-)
+@pytest.mark.covers("spin locks", note="where a while waits on an atomic, instances run one after the other")
 @pytest.mark.timeout(60)
 def test_spin_lock():
     x, total = torch.randint(-9, 9, (17, 32)).float(), torch.full((32,), torch.nan)

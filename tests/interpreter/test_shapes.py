@@ -92,6 +92,8 @@ SHAPES = {
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes(name, dtype):
+    if "tl.squeeze" in name and not hasattr(tl, "squeeze"):
+        pytest.skip("Triton 3.6 has no tl.squeeze")
     fn, reference, (rows, columns) = SHAPES[name]
     x = torch.arange(3 * M * N).view(3, M, N).remainder(100).to(dtype)
     assert torch.equal(tile(fn, x, rows, columns), reference(x).reshape(3, rows, columns))
