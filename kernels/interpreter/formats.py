@@ -139,6 +139,20 @@ def round_to_odd(values: Array) -> Array:
     return np.where(fix, bits + step, bits).view(np.float32)
 
 
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """A + b as the rounded sum and its rounding error, exactly (Knuth, TAOCP 4.2.2, theorem B)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def sum_to_odd(total: Array, rest: Array) -> Array:
+    """A float64 sum and its rounding error as one float64 number, rounded to odd."""
+    bits = np.ascontiguousarray(total).view(np.int64)
+    inexact = (rest != 0) & np.isfinite(rest) & np.isfinite(total) & (bits & 1 == 0)
+    return np.where(inexact, bits + np.where((rest > 0) == (total > 0), 1, -1), bits).view(np.float64)
+
+
 def integer_to_odd(number: Array) -> Array:
     """Integers -> float64, one that does not fit with its last bit set, for the reason that `round_to_odd` gives."""
     wide = number.astype(np.float64)

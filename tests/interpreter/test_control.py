@@ -296,7 +296,8 @@ def asserting(x, N: tl.constexpr):
 
 
 @pytest.mark.covers("tl.device_assert, static_assert, static_print, assume", note="device_assert as debug=True says")
-def test_assertions(capsys):
+def test_assertions(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # static_print prints where the kernel is translated
     asserting[(1,)](torch.ones(4), N=4, debug=True)
     assert "N is" in capsys.readouterr().out
     with pytest.raises(KernelError, match=r"all of x \{must\} be: positive %.*test_control\.py:\d+"):
