@@ -86,7 +86,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:view is deprecated")
+@pytest.mark.filterwarnings("ignore:view is deprecated", "ignore:tl.cat")
 @pytest.mark.covers("tl.trans permute reshape view ravel flip interleave join split cat expand_dims broadcast_to")
 @pytest.mark.covers("tl.zeros full zeros_like squeeze unsqueeze")
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float64], ids=str)
@@ -291,6 +291,7 @@ def softmaxed(t):
     return tl.softmax(t, 1, keep_dims=True)
 
 
+@pytest.mark.filterwarnings("ignore:The keep_dims argument")
 @pytest.mark.covers("tl.softmax")
 def test_softmax():
     x = torch.randn(3, M, N)
