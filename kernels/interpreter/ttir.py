@@ -237,8 +237,11 @@ class _Reader:
         return Op(name, results, [p[2].strip() for p in pairs], "", {}, operand_types, result_types, [before, after])
 
     def call(self, name: str, results: list[str], rest: str) -> Op:
+        m = re.match(r'@(?:"([^"]*)"|([^(]+))', rest)
+        if m is None:
+            raise ParseError(f"tt.call {rest}")
         op = self.plain(name, results, rest)
-        op.attributes["callee"] = op.words.partition("(")[0].strip().lstrip("@").strip('"')
+        op.attributes["callee"] = m[1] or m[2]
         return op
 
     def branch(self, name: str, results: list[str], rest: str) -> Op:
