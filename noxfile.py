@@ -34,6 +34,22 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", "-n", "2", "--dist", "worksteal", *session.posargs)
 
 
+@nox.session(default=False)
+@nox.parametrize("triton", ["3.6.0", "3.7.1", "3.8.0", "3.9.0"])
+def tritons(session: nox.Session, triton: str) -> None:
+    """Run the interpreter's and the kernels' tests on each supported Triton: `nox -s "tritons(triton='3.9.0')"`."""
+    install(session, "tests")
+    session.install(*CONSTRAINTS, "--no-deps", *nox.project.dependency_groups(PYPROJECT, "third-party"))
+    session.install("--no-deps", f"triton=={triton}")
+    session.run("pytest", "-n", "2", *(session.posargs or ["tests/interpreter", "tests/test_kernels.py"]))
+
+
+@nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """Write kernels/interpreter/COVERAGE.md from the tests."""
+    session.run("python", "tests/interpreter/coverage_table.py")
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style with ruff."""

@@ -11,9 +11,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import gmpy2
 import numpy as np
 
-from .formats import CARRIER, LOW_PRECISION, Array, integer_to_odd, round_to, round_to_odd, round_to_tf32, saturate
+from .formats import (
+    CARRIER,
+    LOW_PRECISION,
+    Array,
+    cut_to_tf32,
+    integer_to_odd,
+    round_to,
+    round_to_odd,
+    saturate,
+    split_tf32,
+    sum_to_odd,
+    two_sum,
+)
 from .sites import Site
 
 
@@ -96,13 +109,16 @@ BINARY: dict[str, Any] = {
     "maxnum": np.fmax, "minnum": np.fmin, "maximum": np.maximum, "minimum": np.minimum, "pow": _wide(np.power),
     "atan2": _wide(np.arctan2),
 }  # fmt: skip
+#: correctly rounded in float64, one by one
+_fma_double = np.frompyfunc(lambda a, b, c: float(gmpy2.fma(float(a), float(b), float(c))), 3, 1)
 UNARY: dict[str, Any] = {
-    "exp2": np.exp2, "sqrt": np.sqrt, "rsqrt": _wide(lambda x: 1 / np.sqrt(x)), "erf": _wide(_erf),
+    "sqrt": np.sqrt, "rsqrt": _wide(lambda x: 1 / np.sqrt(x)), "erf": _wide(_erf),
     "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc, "roundeven": np.rint, "abs": np.abs, "neg": np.negative,
 } | {
     name: _wide(f)
     for name, f in {
-        "exp": np.exp, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log10": np.log10, "log1p": np.log1p,
+        "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log10": np.log10,
+        "log1p": np.log1p,
         "cbrt": np.cbrt, "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos,
         "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh,
     }.items()
@@ -154,9 +170,11 @@ class Ieee(Arithmetic):
         return round_to(out, element) if element in LOW_PRECISION and name not in EXACT else out
 
     def fma(self, a: Array, b: Array, c: Array, element: str) -> Array:
-        # the product of two float32 is exact in float64, so only the last sum rounds before the final rounding
-        wide = np.multiply(a, b, dtype=np.float64) + c
-        return round_to(wide.astype(c.dtype), element)
+        if element == "f64":
+            return np.asarray(_fma_double(a, b, c), np.float64)
+        # the product of two float32 is exact in float64; their sum is rounded to odd, so that the last rounding counts
+        total, rest = two_sum(np.multiply(a, b, dtype=np.float64), c.astype(np.float64))
+        return self.cast(sum_to_odd(total, rest), "f64", element, toward_zero=False)
 
     def cast(self, x: Array, source: str, target: str, *, toward_zero: bool) -> Array:
         if target == "f64":
@@ -179,9 +197,15 @@ class Ieee(Arithmetic):
 
     def dot(self, a: Array, b: Array, c: Array, operands: str, result: str, precision: str) -> Array:
         if operands == "f32" and precision == "tf32":
-            a, b = round_to_tf32(a), round_to_tf32(b)
+            a, b = cut_to_tf32(a), cut_to_tf32(b)
+        if operands == "f32" and precision == "tf32x3":  # Triton's F32DotTC: the two small products first
+            (a, a_rest), (b, b_rest) = split_tf32(a), split_tf32(b)
+            c = c + (np.matmul(a_rest, b) + np.matmul(a, b_rest))
         out = np.matmul(a, b)
-        out += c
+        if c.shape[0] > out.shape[0]:
+            out = out + c
+        else:
+            out += c
         return round_to(out, result) if result in LOW_PRECISION else out
 
     def reduce(self, name: str, x: Array, axis: int, element: str) -> Array | None:

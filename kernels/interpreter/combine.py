@@ -36,8 +36,8 @@ def reduction(op: Op, combine: Combine, known: str | None, arithmetic: Arithmeti
         elif known in _INTEGER and element != "i1":
             return _INTEGER[known].reduce(xs[0], axis=axis)
         xs = [np.moveaxis(x, axis, 0) for x in xs]
-        while (n := xs[0].shape[0]) > 1:  # a tree of log2(n) steps; tile extents are powers of two
-            xs = combine([x[: n // 2] for x in xs], [x[n // 2 :] for x in xs], outside)
+        while xs[0].shape[0] > 1:  # a tree of neighbours, so that order is kept; tile extents are powers of two
+            xs = combine([x[::2] for x in xs], [x[1::2] for x in xs], outside)
         outs = [np.broadcast_to(x, (1, lanes, *x.shape[2:]))[0] for x in xs]
         return outs[0] if len(outs) == 1 else tuple(outs)
 

@@ -30,6 +30,7 @@ _PROPERTIES = SimpleNamespace(
     regs_per_multiprocessor=PROPERTIES["max_num_regs"],
     max_threads_per_multi_processor=1536,
     L2_cache_size=1 << 25,
+    gcnArchName="",  # torch.compile asks for it on every build without CUDA, also to compile for the CPU
 )
 
 

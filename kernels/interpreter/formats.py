@@ -139,6 +139,20 @@ def round_to_odd(values: Array) -> Array:
     return np.where(fix, bits + step, bits).view(np.float32)
 
 
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """A + b as the rounded sum and its rounding error, exactly (Knuth, TAOCP 4.2.2, theorem B)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def sum_to_odd(total: Array, rest: Array) -> Array:
+    """A float64 sum and its rounding error as one float64 number, rounded to odd."""
+    bits = np.ascontiguousarray(total).view(np.int64)
+    inexact = (rest != 0) & np.isfinite(rest) & np.isfinite(total) & (bits & 1 == 0)
+    return np.where(inexact, bits + np.where((rest > 0) == (total > 0), 1, -1), bits).view(np.float64)
+
+
 def integer_to_odd(number: Array) -> Array:
     """Integers -> float64, one that does not fit with its last bit set, for the reason that `round_to_odd` gives."""
     wide = number.astype(np.float64)
@@ -168,8 +182,14 @@ def saturate(whole: Array, dtype: np.dtype[Any]) -> Array:
     return out.astype(dtype)
 
 
-def round_to_tf32(values: Array) -> Array:
-    """Round float32 to 10 fraction bits, to nearest even: what a `tf32` dot does to its operands."""
+def cut_to_tf32(values: Array) -> Array:
+    """The upper 19 bits of float32: what tensor cores see of a `tf32` operand (PTX converts none; seen on an H200)."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32) & np.uint32(0xFFFFE000)
+    return np.where(np.isfinite(values), bits.view(np.float32), values)
+
+
+def split_tf32(values: Array) -> tuple[Array, Array]:
+    """float32 as a sum of two tf32 numbers and a rest: the first rounded as `cvt.rna.tf32` does, the second cut off."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))) & np.uint32(0xFFFFE000)
-    return np.where(np.isfinite(values), rounded.view(np.float32), values)
+    large = cut_to_tf32((bits + np.uint32(0x1000)).view(np.float32))  # half of the last place more: ties go away
+    return large, cut_to_tf32(np.subtract(values, large, dtype=np.float32))

@@ -42,8 +42,8 @@ def _sinpi(x: Array) -> Array:
     return np.where((rest == 0) & (quadrant % 2 == 0), np.copysign(0, x), out)
 
 
-def _gamma(x: Array) -> Array:
-    return np.asarray(np.frompyfunc(lambda v: float(gmpy2.gamma(v)), 1, 1)(x), np.float64)
+def _mpfr(f: Any) -> Function:
+    return lambda x: np.asarray(np.frompyfunc(lambda v: float(f(float(v))), 1, 1)(x), np.float64)
 
 
 def _bessel(kind: str) -> Function:
@@ -80,9 +80,9 @@ _WIDE: dict[str, Function] = {
     "erfc": _torch(torch.special.erfc), "erfcx": _erfcx, "erfinv": _torch(torch.special.erfinv),
     "erfcinv": lambda x: -_torch(torch.special.ndtri)(x / 2) / np.sqrt(2.0),
     "normcdf": lambda x: _torch(torch.special.erfc)(-x / np.sqrt(2.0)) / 2, "normcdfinv": _torch(torch.special.ndtri),
-    "lgamma": _torch(torch.special.gammaln), "tgamma": _gamma,
-    "j0": _torch(torch.special.bessel_j0), "j1": _torch(torch.special.bessel_j1), "jn": _bessel("j"),
-    "y0": _torch(torch.special.bessel_y0), "y1": _torch(torch.special.bessel_y1), "yn": _bessel("y"),
+    "lgamma": _torch(torch.special.gammaln), "tgamma": _mpfr(gmpy2.gamma),
+    "j0": _mpfr(gmpy2.j0), "j1": _mpfr(gmpy2.j1), "jn": _bessel("j"),
+    "y0": _mpfr(gmpy2.y0), "y1": _mpfr(gmpy2.y1), "yn": _bessel("y"),
     "cyl_bessel_i0": _torch(torch.special.i0), "cyl_bessel_i1": _torch(torch.special.i1),
     "hypot": np.hypot, "rhypot": lambda a, b: 1 / np.hypot(a, b),
     "norm3d": lambda a, b, c: np.hypot(np.hypot(a, b), c),

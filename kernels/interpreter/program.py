@@ -89,9 +89,8 @@ class Program:
         self._slots = {name: i for i, name in enumerate([*_GRID, *self._types])}
         self._blocks = [self._body(b) for b in function.body.blocks]
         largest = max((int(np.prod(t.shape)) for t in self._types.values()), default=1)
-        # a lock held by one lane and awaited by another is never released while they march in step
-        spins = any(_spins(op) for b in function.body.blocks for op in b.ops)
-        self._batch = 1 if spins else max(1, _LANE_ELEMENTS // max(1, largest))
+        alone = any(_alone(op) for b in function.body.blocks for op in b.ops)
+        self._batch = 1 if alone else max(1, _LANE_ELEMENTS // max(1, largest))
 
     # -- preparation ---------------------------------------------------------------------------------------------------
 
@@ -402,16 +401,18 @@ def _operations(op: Op) -> Iterator[Op]:
                 yield from _operations(inner)
 
 
-def _spins(op: Op) -> bool:
-    """Whether an operation holds a `while` whose condition reads what other programs may write."""
-    return any(
-        _waits(c)
-        for loop in _operations(op)
-        if loop.name == "scf.while"
-        for block in loop.regions[0].blocks
-        for w in block.ops
-        for c in _operations(w)
-    )
+def _alone(op: Op) -> bool:
+    """Whether program instances must run one after the other.
+
+    A lock held by one instance and awaited by another is never released while they march in step; and pointers that
+    come out of memory point into other tensors in other instances.
+    """
+    for o in _operations(op):
+        if o.name == "tt.int_to_ptr" or (o.name == "tt.load" and o.result_types[0].is_pointer):
+            return True
+        if o.name == "scf.while" and any(_waits(c) for b in o.regions[0].blocks for w in b.ops for c in _operations(w)):
+            return True
+    return False
 
 
 def _waits(op: Op) -> bool:

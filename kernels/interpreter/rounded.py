@@ -14,7 +14,7 @@ import numpy as np
 
 from .arithmetic import BINARY, COMPARE, EXACT, REDUCE, UNARY, Arithmetic
 from .constants import real
-from .formats import Array, round_to, round_to_tf32
+from .formats import Array, cut_to_tf32, round_to
 from .sites import Site
 
 Mode: TypeAlias = Literal["nearest", "random", "none"]
@@ -135,7 +135,7 @@ class Rounded(Arithmetic):
 
     def dot(self, a: Array, b: Array, c: Array, operands: str, result: str, precision: str) -> Array:
         if self.mode != "none" and operands == "f32" and precision == "tf32":
-            a, b = (round_to_tf32(x.astype(np.float32)).astype(np.float64) for x in (a, b))
+            a, b = (cut_to_tf32(x.astype(np.float32)).astype(np.float64) for x in (a, b))
         if self.mode == "none":
             return np.matmul(a, b) + c
         if self.mode == "nearest" and self.format is None and result == "f32":

@@ -114,7 +114,10 @@ class InterpretedKernel:
         self._launch((x, y, z), rest[6:])
 
     def _launch(self, grid: tuple[int, int, int], args: Sequence[Any]) -> None:
-        named = [(name, leaf) for i, name in self._runtime for leaf in _leaves(args[i])]
+        elements = [type_.element for _, type_ in self.ttir.arguments]
+        named: list[tuple[str, Any]] = []
+        for i, name in self._runtime:
+            named += [(name, leaf) for leaf in _leaves(args[i], elements[len(named) :])]
         values = [_tensor(v) if _tensor(v) is not None else v for _, v in named]
         session, grid = current(), (int(grid[0]), int(grid[1]), int(grid[2]))
         tensors = [(n, v) for (n, _), v in zip(named, values, strict=True) if isinstance(v, torch.Tensor)]
@@ -135,17 +138,23 @@ def _tensor(value: Any) -> torch.Tensor | None:
     return base if isinstance(base, torch.Tensor) else None
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """A launch argument as the scalars and tensors that TTIR sees: tuples flattened, descriptors taken apart."""
+def _leaves(value: Any, elements: Sequence[str]) -> Iterator[Any]:
+    """A launch argument as the scalars and tensors that TTIR sees, whose next arguments have types `elements`.
+
+    Tuples are flattened; a tensor descriptor made on the host is its base, shape, strides, flags (one more in every
+    other version of Triton), then shape and strides once more.
+    """
     if isinstance(value, tuple):
         for item in value:
-            yield from _leaves(item)
+            taken = list(_leaves(item, elements))
+            elements = elements[len(taken) :]
+            yield from taken
     elif hasattr(value, "block_shape") and hasattr(value, "strides"):
-        # a tensor descriptor made on the host: base, shape, strides, padding; then shape and strides once more
-        yield value.base
-        for _ in range(2):
-            yield from value.shape
-            yield from value.strides
+        flags = [getattr(value, "padding", "zero") == "nan", getattr(value, "round_f32_to_tf32", False)]
+        behind = elements[1 + 2 * len(value.shape) :]
+        yield from (value.base, *value.shape, *value.strides)
+        yield from flags[: next((i for i, e in enumerate(behind) if e != "i1"), 0)]
+        yield from (*value.shape, *value.strides)
     elif value is not None:
         yield value
 

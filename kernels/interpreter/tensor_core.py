@@ -36,9 +36,9 @@ class TensorCore(Ieee):
         if operands not in LOW_PRECISION and not (operands == "f32" and precision == "tf32"):
             return super().dot(a, b, c, operands, result, precision)
         if operands == "f32":
-            from .formats import round_to_tf32
+            from .formats import cut_to_tf32
 
-            a, b = round_to_tf32(a), round_to_tf32(b)
+            a, b = cut_to_tf32(a), cut_to_tf32(b)
         out = c.astype(np.float32)
         for i in range(0, a.shape[-1], self.block):
             left = a[..., :, None, i : i + self.block].astype(np.float64)

@@ -226,8 +226,8 @@ class _Reader:
         return Op(name, results, [m[1]], "", {}, [Type("i1")], types, [then, otherwise])
 
     def while_op(self, name: str, results: list[str], rest: str) -> Op:
-        close = matching(rest, 0) if rest.startswith("(") else -1  # a loop may carry nothing on
-        pairs = [p.partition("=") for p in split_top(rest[1:close])] if close > 0 else []
+        close = matching(rest, 0) if rest.startswith("(") else -1
+        pairs = [p.partition("=") for p in split_top(rest[1 : max(close, 1)])]
         operand_types, result_types = _signature(rest[close + 1 :].strip().removeprefix(":").rstrip("{"), len(results))
         before, closing = self.region()
         if not closing.startswith("} do {"):
@@ -237,8 +237,11 @@ class _Reader:
         return Op(name, results, [p[2].strip() for p in pairs], "", {}, operand_types, result_types, [before, after])
 
     def call(self, name: str, results: list[str], rest: str) -> Op:
+        m = re.match(r'@(?:"([^"]*)"|([^(]+))', rest)
+        if m is None:
+            raise ParseError(f"tt.call {rest}")
         op = self.plain(name, results, rest)
-        op.attributes["callee"] = op.words.partition("(")[0].strip().lstrip("@").strip('"')
+        op.attributes["callee"] = m[1] or m[2]
         return op
 
     def branch(self, name: str, results: list[str], rest: str) -> Op:
@@ -283,7 +286,8 @@ def _signature(text: str, results: int) -> tuple[list[Type], list[Type]]:
         if separator in text:
             source, _, result = text.rpartition(separator)
             operands = [t for part in split_top(source, " * ") for t in parse_types(part)]
-            return operands, list(parse_types(result))
+            types = list(parse_types(result))
+            return operands, types * results if len(types) == 1 < results else types  # tt.split: one type for both
     types = list(parse_types(text))
     return types, types[-1:] * results
 
