@@ -98,12 +98,11 @@ class _Reader:
         return found
 
     def function(self, line: str) -> Function:
-        name_at = line.index("@")
-        open_at = line.index("(", name_at)
+        name, open_at = _symbol(line)
         close_at = matching(line, open_at)
         arguments = [self.argument(a) for a in split_top(line[open_at + 1 : close_at])]
         body = self.region()[0] if line.rstrip().endswith("{") else Region()
-        return Function(line[name_at + 1 : open_at].strip('"'), arguments, body)
+        return Function(name, arguments, body)
 
     def argument(self, text: str) -> tuple[str, Type]:
         name, _, rest = text.partition(":")
@@ -237,11 +236,9 @@ class _Reader:
         return Op(name, results, [p[2].strip() for p in pairs], "", {}, operand_types, result_types, [before, after])
 
     def call(self, name: str, results: list[str], rest: str) -> Op:
-        m = re.match(r'@(?:"([^"]*)"|([^(]+))', rest)
-        if m is None:
-            raise ParseError(f"tt.call {rest}")
+        callee, _ = _symbol(rest)
         op = self.plain(name, results, rest)
-        op.attributes["callee"] = m[1] or m[2]
+        op.attributes["callee"] = callee
         return op
 
     def branch(self, name: str, results: list[str], rest: str) -> Op:
@@ -267,6 +264,14 @@ _SPECIAL = {
     "cf.br": _Reader.branch,
     "cf.cond_br": _Reader.branch,
 }
+
+
+def _symbol(text: str) -> tuple[str, int]:
+    """The name of a function after its `@`, and where the parenthesis behind it opens."""
+    m = re.search(r'@(?:"([^"]*)"|([^(]+))\(', text)
+    if m is None:
+        raise ParseError(f"no function name in: {text}")
+    return m[1] or m[2], m.end() - 1
 
 
 def _result_names(text: str) -> list[str]:
