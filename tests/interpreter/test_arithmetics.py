@@ -200,7 +200,7 @@ def test_any_format_contains_the_known_ones(element):
 def test_a_coarse_format_is_coarse():
     x, v, out, lse = problem()
     errors = []
-    for p in (3, 6, 12, 24):
+    for p in (3, 9, 15, 24):  # six bits apart: luck with three results cannot put them in another order
         with interpreter.interpret(arithmetics.format(p, -60, 60)) as run:
             softmax_sum[(3,)](x, v, out, lse, 1.0, N=8, NATURAL=False)
             values = run.values(out)
