@@ -71,8 +71,8 @@ def _sample(
         lines[f"{s.kernel}:{s.kind}"].add(s.line)
     clean, _ = _run(implementation, case, arithmetics.float64())
     for site in sorted({f"{s.kernel}:{s.kind}" for s in sites} | {"constants", "torch:host"}):
-        got, _ = _run(implementation, case, arithmetics.only(site))
-        for name, value in got.items():
+        alone, _ = _run(implementation, case, arithmetics.only(site))
+        for name, value in alone.items():
             yield (name, site), _square(value - clean[name])
 
 

@@ -28,11 +28,11 @@ _UNARY = {"neg": "neg", "exp": "exp", "exp2": "exp2", "log": "log", "log2": "log
 HOST = Site("torch", "host")  # the rounding site of what torch computes between launches
 
 
-class HostMode(TorchDispatchMode):
+class HostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows torch's operations on behalf of memory's tracker and of the ledger of wide numbers."""
 
     def __init__(self, tracker: Tracker | None, ledger: Ledger | None, arithmetic: Arithmetic) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._tracker, self._ledger, self._arithmetic = tracker, ledger, arithmetic.at(HOST)
         self.rounded: set[str] = set()  # operations that took wide numbers and returned rounded ones
 
@@ -90,12 +90,12 @@ class HostMode(TorchDispatchMode):
                 return out if _floating(args[0]) and _floating(source) else None
             if base in _BINARY and not kwargs and all(_floating(x) or not isinstance(x, torch.Tensor) for x in args):
                 x, y = (self._wide(x).reshape(-1, *_shape(x)) for x in args[:2])
-                return a.binary(_BINARY[base], x, y, "f32")[0]
+                return np.asarray(a.binary(_BINARY[base], x, y, "f32")[0])
             if base in _UNARY and not kwargs:
                 x = self._wide(args[0])[None]
                 if base == "reciprocal":
-                    return a.binary("div", a.constant(1.0, "f32"), x, "f32")[0]
-                return a.unary(_UNARY[base], x, "f32")[0]
+                    return np.asarray(a.binary("div", a.constant(1.0, "f32"), x, "f32")[0])
+                return np.asarray(a.unary(_UNARY[base], x, "f32")[0])
             if name == "sum" and _floating(args[0]):
                 return self._sum(args)
         except (ArithmeticError, RuntimeError, TypeError, ValueError):  # e.g. not rational

@@ -45,11 +45,12 @@ class Region:
     @property
     def address(self) -> int:
         """Where the tensor's first element is."""
-        return self.base + self.tensor.storage_offset() * self.tensor.element_size()
+        return self.base + int(self.tensor.storage_offset()) * self.tensor.element_size()
 
     def index(self, offset: int) -> str:
         """The element at a byte offset into the storage, as the tensor's owner would write it."""
-        element, strides = offset // self.tensor.element_size() - self.tensor.storage_offset(), self.tensor.stride()
+        element = offset // self.tensor.element_size() - int(self.tensor.storage_offset())
+        strides = self.tensor.stride()
         rest, where = element, [0] * self.tensor.dim()
         for axis in sorted(range(self.tensor.dim()), key=lambda a: -strides[a]):
             if strides[axis] > 0:

@@ -318,7 +318,7 @@ class Rational(Arithmetic):
         return _objects(_U_INTEGER(x), x.shape)
 
     def to_integer(self, x: Array, dtype: np.dtype[Any]) -> Array:
-        return _U_TO(_U_UNARY["trunc"](x)).astype(np.float64).astype(dtype)
+        return np.asarray(_U_TO(_U_UNARY["trunc"](x)), np.float64).astype(dtype)
 
     def compare(self, name: str, a: Array, b: Array) -> Array:
         return _compare(name, a, b)
@@ -330,7 +330,7 @@ class Rational(Arithmetic):
         a, b, c = (np.broadcast_to(x, lanes + s) for x, s in ((a, (m, k)), (b, (k, n)), (c, (m, n))))
         for lane in np.ndindex(lanes):
             try:
-                left, right = (fmpq_mat(*x.shape, x.ravel().tolist()) for x in (a[lane], b[lane]))
+                left, right = fmpq_mat(m, k, a[lane].ravel().tolist()), fmpq_mat(k, n, b[lane].ravel().tolist())
             except TypeError:  # infinities, NaN or logarithms among them
                 out[lane] = c[lane]
                 for i in range(k):

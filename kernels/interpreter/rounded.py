@@ -137,14 +137,14 @@ class Rounded(Arithmetic):
         if self.mode != "none" and operands == "f32" and precision == "tf32":
             a, b = (cut_to_tf32(x.astype(np.float32)).astype(np.float64) for x in (a, b))
         if self.mode == "none":
-            return np.matmul(a, b) + c
+            return np.asarray(np.matmul(a, b) + c)
         if self.mode == "nearest" and self.format is None and result == "f32":
             # what float32 makes of it, without what rounding the operands to float32 does
             x, y, z = (t.astype(np.float32) for t in (a, b, c))
             rounding = (np.matmul(x, y) + z).astype(np.float64) - (
                 np.matmul(x.astype(np.float64), y.astype(np.float64)) + z.astype(np.float64)
             )
-            return np.matmul(a, b) + c + rounding
+            return np.asarray(np.matmul(a, b) + c + rounding)
         out = c
         for i in range(a.shape[-1]):
             out = self._round(out + a[..., :, i, None] * b[..., None, i, :], result)
