@@ -19,7 +19,7 @@ from .errors import same_bits
 from .implementation import Implementation, Outputs, describe
 from .inputs import Inputs
 
-_CONFLICTS = Tracked(uninitialised=False, outside=False, unwritten=False)
+_CONFLICTS = Tracked(uninitialised=False, outside=False, unwritten=False, descriptors=False)
 #: torch's switches for poisoned allocations; the module replaces itself at import, which type checkers cannot follow
 deterministic: Any = torch.utils.deterministic
 

@@ -7,7 +7,8 @@ import sys
 import numpy as np
 
 from .context import Context, Maker, Run
-from .errors import KernelError
+from .descriptors import MISALIGNED
+from .errors import KernelError, MisalignedError
 from .formats import Array, itemsize
 from .ttir import Op
 
@@ -42,11 +43,16 @@ def _atomic_cas(op: Op, context: Context) -> Run:
     return lambda lanes, p, cmp, value: context.memory().compare_and_swap(lanes, p, cmp, value, element, at)
 
 
-def _assert(op: Op, _: Context) -> Run:
-    message = op.attributes["text"]
+def _assert(op: Op, context: Context) -> Run:
+    message = str(op.attributes["text"])
 
     def run(condition: Array) -> None:
-        if not condition.all():
+        if condition.all():
+            return
+        if message.startswith(MISALIGNED):
+            if context.memory().tracked:
+                raise MisalignedError(message, op.location)
+        else:
             raise KernelError(f"device assertion failed: {message}", op.location)
 
     return run

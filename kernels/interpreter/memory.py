@@ -60,7 +60,9 @@ class Region:
 
 
 class Watch(Protocol):
-    """Told of every access, before it happens; `indices` count items of `dtype` from the storage's start."""
+    """Told of every access, before it happens; `index` counts items of `dtype` from the storage's start."""
+
+    strict: bool  # whether to report descriptors that some hardware would refuse
 
     def read(self, region: Region, index: Array, lanes: Array, dtype: np.dtype[Any], at: Location) -> None: ...
 
@@ -98,6 +100,11 @@ class Memory:
         region = Region(name, tensor, base, storage_bytes(tensor))
         self._regions.append(region)
         return region
+
+    @property
+    def tracked(self) -> bool:
+        """Whether what real hardware would refuse is to be reported."""
+        return self._watch is not None and self._watch.strict
 
     def address(self, tensor: torch.Tensor) -> int:
         """Where the kernel sees the first element of one of its tensors."""

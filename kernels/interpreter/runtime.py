@@ -29,6 +29,7 @@ from triton.runtime.jit import JITFunction
 
 from . import device
 from .arithmetic import Arithmetic
+from .descriptors import with_assertions
 from .pointers import atomics_order, written_arguments
 from .program import Program, argument
 from .session import current
@@ -238,6 +239,7 @@ def _generate(source: Any, target: GPUTarget, backend: Any, options: Any) -> str
     module = source.make_ir(
         target, options, backend.get_codegen_implementation(options), backend.get_module_map(), context
     )
+    module = with_assertions(module, context)
     stages: dict[str, Any] = {}
     backend.add_stages(stages, options, source.language)
     module = stages["ttir"](module, {})

@@ -35,12 +35,14 @@ class Tracked:
         outside: accesses within a tensor's storage, but to none of the tensor's own elements.
         conflicts: elements that two program instances of a launch touch, at least one writing, without an atomic.
         unwritten: at the end of the block, tensors that kernels wrote in part and never read.
+        descriptors: tensor descriptors whose base or strides hardware with descriptors would refuse.
     """
 
     uninitialised: bool = True
     outside: bool = True
     conflicts: bool = True
     unwritten: bool = True
+    descriptors: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -151,6 +153,7 @@ class LaunchWatch:
     def __init__(self, tracker: Tracker, grid: tuple[int, int, int], written: set[int], ordered: bool) -> None:
         self._tracker, self._grid, self._written = tracker, grid, written
         self._judged = tracker.options.conflicts and not ordered and grid[0] * grid[1] * grid[2] > 1
+        self.strict = tracker.options.descriptors
         self._storages: dict[int, _Storage] = {}
         self._inside: dict[int, Array | None] = {}
 

@@ -185,6 +185,27 @@ def test_a_misaligned_access():
 
 
 @triton.jit
+def through_descriptor(x, out, M, N, stride, BLOCK: tl.constexpr):
+    rows = tl.make_tensor_descriptor(x, shape=[M, N], strides=[stride, 1], block_shape=[BLOCK, BLOCK])
+    i = tl.arange(0, BLOCK)
+    tl.store(out + i[:, None] * BLOCK + i[None, :], rows.load([0, 0]))
+
+
+@pytest.mark.parametrize(("columns", "offset", "said"), [(36, 0, "stride 0"), (40, 4, "its base")])
+def test_a_descriptor_that_hardware_would_refuse(columns, offset, said):
+    x = torch.randn(20 * columns + 8).half()[offset:][: 20 * columns].view(20, columns)
+    launch = lambda: through_descriptor[(1,)](x, torch.empty(16, 16).half(), 20, columns, columns, BLOCK=16)  # noqa: E731
+    text = report(MisalignedError, launch)
+    assert f"misaligned tensor descriptor: {said}" in text
+    assert line_of(through_descriptor, "make_tensor_descriptor") in text
+    with interpreter.interpret(memory=Tracked(descriptors=False)):
+        launch()
+    with interpreter.interpret(memory="tracked"):
+        aligned = torch.randn(20, 40).half()
+        through_descriptor[(1,)](aligned, torch.empty(16, 16).half(), 20, 40, 40, BLOCK=16)
+
+
+@triton.jit
 def locked_sum(x, total, lock, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     part = tl.load(x + tl.program_id(0) * BLOCK + i)
