@@ -39,6 +39,7 @@ from .ttir import Function, parse
 
 _PROGRAMS_KEPT = 8  # arithmetics that a kernel stays prepared for
 _CACHED = "interpreted.ttir"
+_TEXT = 1  # raise it when what `_generate` makes of a kernel changes
 _ASKED_FOR = "TRITON_INTERPRET"
 
 
@@ -221,7 +222,7 @@ def front_end(source: Any, target: GPUTarget, backend: Any, options: Any, identi
 
     The text is kept in Triton's cache folder under `identity`, so that a kernel is translated once per machine.
     """
-    cache = get_cache_manager(hashlib.sha256(f"{triton.__version__}-{identity}".encode()).hexdigest())
+    cache = get_cache_manager(hashlib.sha256(f"{_TEXT}-{triton.__version__}-{identity}".encode()).hexdigest())
     cached = cache.get_file(_CACHED)
     if cached is not None:
         text = Path(cached).read_text()
