@@ -82,7 +82,8 @@ def _cases(seed: int, *, long: bool) -> Iterator[Case]:
     causal = MaskRecipe(causal=True)
     bottom = MaskRecipe(causal=True, alignment="bottom-right")
     yield base.with_(mask=causal) if not long else base.with_(M=64, N=64, mask=causal)
-    yield base.with_(M=33, N=45, dtype="fp16", layout="gaps")
+    yield base.with_(M=33, N=33, dtype="fp16", layout="gaps")
+    yield base.with_(M=33, N=45, dtype="fp16")
     yield base.with_(M=19, N=50, D=32, scale=0.125, mask=bottom)
     yield base.with_(M=50, N=19, mask=bottom, dtype="fp16")  # the first queries see nothing
     yield base.with_(H=4, HK=2, M=34, N=34, mask=MaskRecipe(causal=True, window=(7, 0)))
