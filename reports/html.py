@@ -18,9 +18,9 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from . import figures, overview, words
+from . import algebra, figures, overview, words
 from .points import Choice, choose
-from .record import Cell, Finding, Run
+from .record import Cell, Check, Finding, Run, Share
 
 MAX_BYTES = 2_000_000
 _HERE = Path(__file__).parent
@@ -69,12 +69,16 @@ def _page(runs: Sequence[Run], budget: _Budget) -> str:
     ulps = figures.ulps(groups)
     choice = choose(runs, budget.points, budget.characters)
     cells = _worst_cells(runs)
+    digits, bars = algebra.digits(runs, budget.rows), algebra.bars(runs)
     drawn = {
         "series": [[s.label, s.kind, s.key] for s in groups.series],
         "panels": groups.panels,
         **{name: _compact(found, groups.panels, curves=name == "ecdf") for name, found in distributions.items()},
         "ulp": [[groups.panels.index(u.panel), u.series, *map(_short, u.shares)] for u in ulps],
         "cells": cells,
+        "digits": [[d.run, d.case, d.status, [[n, _short(x)] for n, x in d.points]] for d in digits],
+        "kinds": algebra.KINDS,
+        "sites": [_site(bar) for bar in bars],
         **_scatter(runs, choice, groups.panels),
     }
     names = words.labels(runs)
@@ -87,6 +91,9 @@ def _page(runs: Sequence[Run], budget: _Budget) -> str:
         choice=choice,
         worst_points=_worst_points(runs, choice),
         cells=cells,
+        digits=digits,
+        bars=bars,
+        used={kind for bar in bars for kind, _, _ in bar.parts},
         data=_json(drawn),
     )
 
@@ -103,9 +110,13 @@ class _View:
     grid: overview.Table
     findings: list[Finding]
     findings_left_out: int
+    unfound: list[Check]  # failed checks that no finding is about
     broken: list[overview.Broken]
     broken_left_out: int
     unsupported: int
+    exact: algebra.Exact
+    shares: list[Share]
+    unattributed: str
     heat: overview.HeatMap
     cells: list[Cell]
     checks: list[tuple[int, object]]
@@ -118,6 +129,7 @@ class _View:
 
 def _view(run: Run, name: str, budget: _Budget, share: int) -> _View:
     findings = words.worst_first(run.findings)
+    found = {(f.check, f.tensor) for f in findings}
     broken, broken_left_out = overview.broken(run, max(1, share // 10))
     ranks = {"fail": 0, "pass": 1, "skipped": 2}
     checks = sorted(enumerate(run.verdict.checks), key=lambda item: (ranks[item[1].status], item[0]))
@@ -128,9 +140,13 @@ def _view(run: Run, name: str, budget: _Budget, share: int) -> _View:
         grid=overview.grid(run),
         findings=findings[: budget.findings],
         findings_left_out=max(0, len(findings) - budget.findings),
+        unfound=[c for c in run.verdict.checks if c.status == "fail" and (c.name, c.tensor) not in found][:20],
         broken=broken,
         broken_left_out=broken_left_out,
         unsupported=len({row.case_id for row in run.rows if row.status == "unsupported"}),
+        exact=algebra.exact(run, share),
+        shares=algebra.shares(run, share),
+        unattributed=algebra.unattributed(run),
         heat=overview.heat_map(run.verdict.cells, max(1, share // 4)),
         cells=sorted(run.verdict.cells, key=overview.closeness, reverse=True)[:share],
         checks=[(index, check) for index, check in checks[:share]],
@@ -218,6 +234,13 @@ def _compact(
     ]
 
 
+def _site(bar: algebra.Bar) -> list[object]:
+    """[name, run, total, parts, whether the accumulators' is too large]"""
+    name = f"{bar.tensor} {words.clip(bar.dtype, 8)}"
+    parts = [[kind, _short(part), sites] for kind, part, sites in bar.parts]
+    return [name, bar.run, _short(bar.total), parts, int(bar.failed)]
+
+
 def _scatter(runs: Sequence[Run], choice: Choice, panels: Sequence[figures.Panel]) -> dict[str, object]:
     """Cases once, and points that refer to them: [case, panel, error kernel, error standard, fails]."""
     numbers: dict[tuple[int, str], int] = {}
@@ -247,7 +270,7 @@ def _json(value: object) -> Markup:
 # ----------------------------------------------------------------------------------------------- the template
 
 _GOOD = {"pass", "yes", "equal", "exact", "proved", "holds", "ok"}
-_BAD = {"fail", "no", "refuted", "violated", "crashed", "raised", "timeout", "wrong-result"}
+_BAD = {"fail", "no", "refuted", "violated", "crashed", "raised", "timeout", "wrong-result", "different"}
 
 
 def tone(status: str) -> str:
@@ -278,6 +301,8 @@ def _template() -> jinja2.Template:
         "heat": overview.heat,
         "amounts": words.amounts,
         "times": words.times,
+        "percent": words.percent,
+        "briefly": words.briefly,
         "tone": tone,
         "breakable": breakable,
         "plain": lambda value: ", ".join(map(str, value)) if isinstance(value, list) else str(value),
@@ -285,6 +310,8 @@ def _template() -> jinja2.Template:
     }
     environment.globals |= {
         "plural": words.plural,
+        "meaning": words.meaning,
+        "kinds": algebra.KINDS,
         "bins": figures.ULP_BINS,
         "style": _file("style.css"),
         "libraries": [_library("d3.min.js", "LICENSE-d3"), _library("plot.umd.min.js", "LICENSE-plot")],

@@ -10,7 +10,7 @@ import re
 from xml.etree import ElementTree as ET
 
 from .record import Check, Finding, Run
-from .words import clip, sentence, worst_first
+from .words import clip, meaning, sentence, worst_first
 
 # What XML 1.0 cannot carry, not even escaped (section 2.2 of the recommendation).
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -92,7 +92,7 @@ def _case(suite: ET.Element, implementation: str, name: str, tensor: str | None)
 
 
 def _told(finding: Finding) -> str:
-    return f"{sentence(finding)}\n{finding.replay}"
+    return "\n".join(filter(None, (meaning(finding.check, finding.detail), sentence(finding), finding.replay)))
 
 
 def _text(text: str) -> str:

@@ -263,6 +263,69 @@
     }));
   };
 
+  // log10 of a difference against the digits that were computed with; the dashed line is as many digits as there were.
+  drawings.digits = (element) => {
+    const width = element.clientWidth;
+    const most = 1.06 * d3.max(data.digits, (d) => d3.max(d[3], ([n]) => n));
+    const clamped = (y) => (finite(y) ? Math.min(Math.max(y, -most), 2) : y === "−∞" ? -most : 2);
+    const exponent = (y) => (finite(y) ? `10${superscript(Math.round(y))}` : y === "−∞" ? "0" : "not finite");
+    const lines = data.digits.map(([run, label, status, points]) => ({
+      s: series[run], bad: status === "different",
+      points: points.map(([n, y]) => ({ x: n, y: clamped(y), s: series[run], r: 3.5 + 2 * run, text: `${shorten(label, 60).replaceAll(" · ", "\n")}\n${n} digits: ${exponent(y)}` })),
+    }));
+    const dots = (bad) => lines.filter((line) => line.bad === bad).flatMap((line) => line.points);
+    const step = [10, 20, 50, 100, 200, 500, 1000].find((n) => most / n <= 5) ?? most / 4;
+    element.append(plot({
+      width, height: 220, marginLeft: 46, marginRight: 14, marginTop: 8, marginBottom: 22, symbol: { type: "identity" }, r: { type: "identity" },
+      x: { domain: [0, most], ticks: distinct([0, ...data.digits.flatMap((d) => d[3].map(([n]) => n))]), label: String },
+      y: { domain: [-most, 2], ticks: d3.range(0, most, step).map((y) => -y), label: (y) => (y ? `10${superscript(y)}` : "1") },
+      marks: [
+        Plot.line([[0, 0], [most, -most]], { stroke: "var(--soft)", strokeWidth: 1.5, strokeDasharray: "2 3" }),
+        ...lines.map((line) => Plot.line(line.points, { x: "x", y: "y", stroke: line.s.colour, strokeWidth: 2, strokeDasharray: line.s.dash })),
+        Plot.dot(dots(false), { x: "x", y: "y", fill: (d) => d.s.colour, symbol: (d) => d.s.symbol, r: "r", sort: (d) => -d.r }),
+        Plot.dot(dots(true), { x: "x", y: "y", stroke: "var(--bad)", symbol: "times", strokeWidth: 2.5, r: 4.5 }),
+        Plot.tip(lines.flatMap((line) => line.points), Plot.pointer({ x: "x", y: "y", title: "text" })),
+      ],
+    }));
+  };
+
+  // A bar per tensor, dtype and run, stacked by kind of rounding site; what fits is written into it.
+  drawings.sites = (element) => {
+    const width = element.clientWidth, several = data.implementations.length > 1;
+    const left = several ? 92 : 74, right = 52, unit = 21;
+    const high = Math.min(1.5, Math.max(1.02, ...data.sites.map((d) => (finite(d[2]) ? d[2] : 0))));
+    const room = (width - left - right) / high; // pixels of the whole
+    const bars = [], names = [], parts = [];
+    let y = 0;
+    for (const [name, run, total, stack, failed] of data.sites) {
+      if (name !== names.at(-1)?.name) names.push({ name, y: (y += several ? 8 : 0) + unit / 2, top: y });
+      const bar = { y: y + unit / 2, s: series[run], total };
+      let x = 0;
+      for (const [kind, part, sites] of stack) {
+        const bad = failed && data.kinds[kind] === "accumulators", from = Math.min(x, high);
+        const to = Math.min((x += finite(part) ? part : high), high), share = `${part < 0.0995 ? +(100 * part).toPrecision(2) : Math.round(100 * part)} %`;
+        const fits = [`${bad ? "✕ " : ""}${data.kinds[kind]} ${share}`, bad ? "✕" : data.kinds[kind], ""].find((text) => text.length * 6.6 + 6 <= (to - from) * room || !text);
+        parts.push({ y: bar.y, x1: from, x2: to, x: (from + to) / 2, fill: bad ? "var(--bad)" : `var(--s${kind})`, label: fits, text: `${name}${several ? `\n${shorten(bar.s.label, 30)}` : ""}\n${data.kinds[kind]} ${share}\n${sites}` });
+      }
+      bars.push(bar);
+      y += unit;
+    }
+    element.append(plot({
+      width, height: y + 30, marginLeft: left, marginRight: right, marginTop: 4, marginBottom: 24, symbol: { type: "identity" },
+      x: { domain: [0, high], ticks: width < 500 ? [0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1], label: (x) => `${100 * x} %` },
+      y: { type: "linear", domain: [y + 2, 0] },
+      marks: [
+        Plot.text(names, { y: "y", text: "name", frameAnchor: "left", dx: 6 - left, textAnchor: "start", fontWeight: 600 }),
+        several ? Plot.dot(bars, { y: "y", frameAnchor: "left", dx: -10, symbol: (b) => b.s.symbol, fill: (b) => b.s.colour, r: 3.2 }) : null,
+        Plot.rect(parts, { x1: "x1", x2: "x2", y1: (p) => p.y - 8.5, y2: (p) => p.y + 8.5, fill: "fill", insetRight: 1.5 }),
+        Plot.text(parts, { x: "x", y: "y", text: "label", fill: "var(--paper)" }),
+        Plot.ruleX([1], { stroke: "currentColor", strokeWidth: 1.5 }),
+        Plot.text(bars, { y: "y", text: (b) => (finite(b.total) ? `${Math.round(100 * b.total)} %` : "–"), frameAnchor: "right", dx: right - 8, textAnchor: "end" }),
+        Plot.tip(parts, Plot.pointer({ x: "x", y: "y", title: "text", maxRadius: 60 })),
+      ],
+    }));
+  };
+
   // A figure that cannot be drawn says so in its place; the others, and all tables, remain.
   const draw = (element) => {
     element.replaceChildren();

@@ -4,7 +4,7 @@
     results.parquet   one row per case and tensor (`rows.Row`)
     shards/*.jsonl    the same rows as the workers made them; all there is of an interrupted run
     verdict.json      the verdict, the checks and the cells it rests on
-    findings/NNN.json failed checks with their smallest case; NNN.py is the same as a standalone script
+    findings/NNN.json failed checks with their smallest case; NNN.py, where there can be one, is a standalone script
 
 The record is versioned: `SCHEMA` is what this code writes and the newest that it reads.  Unknown keys are
 errors, so that a misspelt or newer field is never silently dropped.
@@ -122,7 +122,9 @@ class Check(_Model):
 
 
 class Finding(_Model):
-    """A failed check with its smallest case.  `name` is its file's, and is not written into it."""
+    """A failed check with its smallest case.  `script` is where its standalone script lies, if it has one; it is not
+    written into the record.
+    """
 
     check: str
     tensor: Tensor | None = None
@@ -133,7 +135,7 @@ class Finding(_Model):
     detail: str = ""
     original_case: Recipe | None = None
     shrink_steps: int = 0
-    name: str = Field(default="", exclude=True)
+    script: str = Field(default="", exclude=True)
 
 
 class Cell(_Model):
@@ -248,10 +250,15 @@ def load(folder: Path) -> Run:
     judged = (folder / "verdict.json").is_file()
     verdict = _read(folder / "verdict.json", Verdict, versioned=True) if judged else _unjudged(folder, manifest, rows)
     findings = tuple(
-        _read(path, Finding).model_copy(update={"name": path.stem})
+        _read(path, Finding).model_copy(update={"script": _script(path)})
         for path in sorted((folder / "findings").glob("*.json"))
     )
     return Run(folder, manifest, verdict, findings or verdict.findings, rows, judged)
+
+
+def _script(finding: Path) -> str:
+    """`findings/001.py`, or nothing: what only other arithmetics can show has no script."""
+    return f"findings/{finding.stem}.py" if finding.with_suffix(".py").is_file() else ""
 
 
 def _rows(folder: Path) -> tuple[Row, ...]:

@@ -10,11 +10,16 @@ import re
 from collections.abc import Iterable
 
 from .record import Check, Finding, Run
-from .words import clip, count, duration, encodable, plural, sentence, worst_first
+from .words import clip, count, duration, encodable, meaning, plural, sentence, worst_first
 
 MAX_BYTES = 1_000_000
 MAX_ANNOTATIONS = 9
-_SIGNS = {"pass": "✅", "fail": "❌"}  # an answer's or a check's status; anything else is ➖
+_SIGNS = {
+    "pass": "✅",
+    "equal": "✅",
+    "fail": "❌",
+    "different": "❌",
+}  # an answer's or a check's status; anything else is ➖
 _CHECKS = 200
 _FINDINGS = 5
 
@@ -81,7 +86,8 @@ def _findings(findings: Iterable[Finding]) -> Iterable[str]:
     for f in ranked[:_FINDINGS]:
         what = f"**{_inline(f.check)}**" + (f" of `{f.tensor}`" if f.tensor else "")
         line = f"{what}: {_inline(sentence(f))}"
-        yield f"{line}\n\n{_block(f.replay)}"
+        said = meaning(f.check, f.detail)
+        yield f"{line}\n\n{said + chr(10) * 2 if said else ''}{_block(f.replay)}"
     if len(ranked) > _FINDINGS:
         yield f"{plural(len(ranked) - _FINDINGS, 'more finding')} in the report."
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Sequence
 
-from .record import Finding, Run
+from pydantic import JsonValue
+
+from .record import Finding, Recipe, Run
 from .rows import Row
 
 TENSORS = ("out", "lse", "dq", "dk", "dv")
@@ -43,6 +46,11 @@ def ratio(value: float | None) -> str:
 def count(value: int) -> str:
     """An integer, its thousands apart."""
     return f"{value:,}".replace(",", _THIN)
+
+
+def percent(share: float) -> str:
+    """A share in per cent: 0.3 %, 51 %, 100 %."""
+    return f"{number(100 * share, 2 if abs(share) < 0.995 else 3)} %"
 
 
 def plural(n: int, noun: str) -> str:
@@ -87,13 +95,74 @@ def replay(row: Row, implementation: str) -> str:
     return f"flashproof replay {shlex.quote(row.case_json)} {shlex.quote(implementation)}"
 
 
+def replay_exact(case: Recipe, implementation: str) -> str:
+    """The command that compares this case with the definition again, in exact arithmetic."""
+    return f"flashproof exact {shlex.quote(implementation)} --case {shlex.quote(json.dumps(case))}"
+
+
 def shape(row: Row) -> str:
     """Regime, mask and sizes of a row's case, in one line."""
     sizes = " ".join(f"{name}{getattr(row, name)}" for name in ("B", "H", "HK", "M", "N", "D"))
     return f"{row.regime or 'no regime'} · mask {row.mask or 'none'} · {sizes.replace('None', '–')}"
 
 
+def briefly(case: Recipe) -> str:
+    """A recipe in short words: dtype, regime, mask, sizes, and what else is not as usual; any other JSON as it is."""
+    sizes = " ".join(f"{name}{case[name]}" for name in ("B", "H", "HK", "M", "N", "D") if name in case)
+    if not sizes:
+        return json.dumps(case, ensure_ascii=False)
+    parts = [str(case[name]) for name in ("dtype", "regime") if name in case]
+    parts += [f"mask {_mask(case['mask'])}"] if "mask" in case else []
+    parts.append(sizes)
+    parts += [f"scale {case['scale']}"] if case.get("scale") is not None else []
+    parts += [f"layout {case['layout']}"] if case.get("layout", "contiguous") != "contiguous" else []
+    parts += ["forward only"] if case.get("backward") is False else []
+    return " · ".join(parts)
+
+
+def _mask(mask: JsonValue) -> str:
+    if not isinstance(mask, dict):
+        return str(mask or "none")
+    window = mask.get("window")
+    sides = ["∞" if side is None else str(side) for side in window] if isinstance(window, list) else []
+    parts = [
+        "causal" if mask.get("causal") else "",
+        f"window {', '.join(sides)}" if sides else "",
+        "bottom-right" if mask.get("alignment") == "bottom-right" and (mask.get("causal") or sides) else "",
+        *(f"{name} {mask[name]}" for name in ("boolean", "bias") if mask.get(name)),
+        "key lengths" if mask.get("key_lengths") else "",
+    ]
+    return " ".join(filter(None, parts)) or "none"
+
+
 # --------------------------------------------------------------------------------------------------- failures
+
+_MEANINGS = {
+    "returns": "The call gave no result of attention's shape and dtype: it raised, hung or died.",
+    "finite": "NaN or infinity where the true result is finite.",
+    "bound": "An error beyond what rounding can do, in whatever order the sums are taken: a mistake, not bad luck.",
+    "written": "Elements of a result that nothing writes: they hold what the memory held before.",
+    "inputs-unchanged": "The call changes its inputs, or the memory around them.",
+    "repeat": "The same call gave other bits when it was repeated.",
+    "inference": "Beyond the a priori bound when no gradients are asked for: that path of the function is wrong.",
+    "batch-invariance": "The result of a batch element depends on the others of its batch.",
+    "ratio": "Further from the truth than standard attention, by more than its margin and than its roundings predict.",
+    "predictor": "The typical error is larger than the algorithm's roundings make it: precision is lost somewhere.",
+    "bias": "The errors lean to one side: something truncates where it should round to nearest.",
+    "algebra": "Without any rounding, the kernel's own source does not compute attention: its formula is wrong, "
+    "whatever its precision.",
+    "accumulators": "Sums are carried in too few bits: with the rounding of the accumulators alone, the source makes "
+    "this part of the squared error. In fp32 it would be next to nothing.",
+}
+_CONFLICT = (
+    "Programs of the kernel touch the same memory, one of them writing, without an atomic: on a GPU the result depends "
+    "on which of them comes first."
+)
+
+
+def meaning(check: str, detail: str = "") -> str:
+    """What a failed check says, in plain language; nothing for a check of another version."""
+    return _CONFLICT if "ConflictError" in detail else _MEANINGS.get(check, "")
 
 
 def did_not_return(row: Row) -> bool:

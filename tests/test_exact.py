@@ -16,7 +16,7 @@ import torch
 from flashproof.kernels import interpreter
 from flashproof.reference import Mask, attention, rational
 from flashproof.reports.record import Algebra, Comparison, Mismatch
-from flashproof.verify import algebra
+from flashproof.verify import algebra, budgets
 from flashproof.verify.attribution import REST, WHOLE, attribution
 from flashproof.verify.exact import NEGLIGIBLE, Problem, problems, solve
 from flashproof.verify.loading import load
@@ -26,6 +26,7 @@ COMMAND = str(Path(sys.executable).with_name("flashproof"))
 KERNELS = Path(__file__).parent / "kernels"
 SOURCE = Path(flashproof.kernels.__file__).parent
 PARTS = ("tiles.py", "forward.py", "backward.py", "attention.py")
+BUDGETS = budgets.load()
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +157,7 @@ def test_a_wrong_algebra_is_refuted(fault, tmp_path, monkeypatch):
     assert any(words in m.where for c in different for m in c.mismatches if m.tensor in tensors)
     if fault != "log2(e) misspelt":
         assert algebra.answer(summary).status == "different"
-        (finding,) = algebra.findings(summary, spec, [], problems(load(spec), 0, thorough=False)[0].case)
+        (finding,) = algebra.findings(summary, spec, [], problems(load(spec), 0, thorough=False)[0].case, BUDGETS)
         assert finding.tensor in tensors and finding.observed > finding.allowed
         assert finding.replay.startswith("flashproof exact ")
 
@@ -188,6 +189,9 @@ def test_a_sound_algebra_badly_rounded_passes_here_and_fails_the_gate(fault, tmp
     assert verdict["exactness"]["accuracy"]["status"] == "fail"
     assert [c["status"] for c in verdict["checks"] if c["name"] == "algebra"] == ["pass"]
     assert check in {c["name"] for c in verdict["checks"] if c["status"] == "fail"}
+    if check == "accumulators":
+        (finding,) = (f for f in verdict["findings"] if f["check"] == check)
+        assert finding["allowed"] == BUDGETS.accumulators.max_part < finding["observed"] < 1
     assert any(f["tensor"] == "out" for f in verdict["findings"])
 
 
@@ -209,7 +213,7 @@ def test_a_tiny_deviation_is_told_and_forgiven():
                                                 elements=9, mismatches=(mismatch,)),))  # fmt: skip
         assert algebra.answer(found).status == {"pass": "nearly equal", "fail": "different"}[status]
         assert [c.status for c in algebra.checks(found)] == [status]
-        assert len(algebra.findings(found, "x", [], case)) == (status == "fail")
+        assert len(algebra.findings(found, "x", [], case, BUDGETS)) == (status == "fail")
 
 
 # -- attribution -------------------------------------------------------------------------------------------------------

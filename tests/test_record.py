@@ -109,9 +109,18 @@ def test_a_run_reads_back_as_written(tmp_path: Path) -> None:
     run = load(write_run(tmp_path / "run"))
     assert run.manifest == manifest()
     assert run.verdict == verdict(findings=(FINDING,))
-    assert run.findings == (FINDING.model_copy(update={"name": "001"}),)
+    assert run.findings == (FINDING,)
     assert run.rows == (row("a"), row("b"))
     assert run.judged
+
+
+def test_a_finding_has_the_script_that_lies_beside_it(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    assert load(folder).findings[0].script == ""
+    (folder / "findings" / "001.py").write_text("")
+    assert load(folder).findings[0].script == "findings/001.py"
+    write_json_atomic(folder / "findings" / "001.json", load(folder).findings[0])
+    assert "script" not in json.loads((folder / "findings" / "001.json").read_text())
 
 
 @pytest.mark.parametrize("way", ["parquet", "shard"])

@@ -14,20 +14,24 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import pytest
-from flashproof.reports import figures, overview, points, words
+from flashproof.reports import algebra, figures, overview, points, words
 from flashproof.reports.html import MAX_BYTES, render
 from flashproof.reports.junit import junit
 from flashproof.reports.record import (
+    Algebra,
     Answer,
     Cell,
     Check,
+    Comparison,
     Counts,
     Exactness,
     Finding,
     Git,
     Manifest,
+    Mismatch,
     Row,
     Run,
+    Share,
     Verdict,
 )
 from flashproof.reports.summary import github_annotations, summary
@@ -138,7 +142,7 @@ def make_run(n: int = 120, *, broken: bool = False, name: str = "flash", **optio
                 detail="15.9 times the bound",
                 original_case={**case, "M": 64},
                 shrink_steps=9,
-                name="001",
+                script="findings/001.py",
             ),
             Finding(
                 check="finite",
@@ -187,7 +191,9 @@ def make_run(n: int = 120, *, broken: bool = False, name: str = "flash", **optio
         implementation=name,
         verdict="fail" if broken else "pass",
         sentence="Exact, as far as this run can tell.",
-        exactness=Exactness(algebraic=answer, bitwise=Answer(status="different", evidence="31 %"), accuracy=answer),
+        exactness=Exactness(
+            algebraic=answer, bitwise=Answer(status="different bits", evidence="31 %"), accuracy=answer
+        ),
         checks=(*checks, Check(name="window", status="skipped", detail="no window argument")),
         findings=findings,
         cells=cells,
@@ -208,6 +214,93 @@ def make_run(n: int = 120, *, broken: bool = False, name: str = "flash", **optio
         conventions={"layout": "bhsd"},
     )
     return Run(Path("run"), manifest, verdict, findings, tuple(found))
+
+
+MASK = {"causal": True, "window": [7, None], "alignment": "bottom-right", "boolean": None, "key_lengths": False}
+SITES = {"flash_forward:P": 0.4, "flash_forward:accumulators": 0.002, "flash_forward:output": 0.59}
+
+
+def comparison(n: int, status: str = "equal", **values: Any) -> Comparison:
+    case = {"B": 1, "H": 2, "M": n, "N": 37, "D": 16, "dtype": "fp16", "regime": "integers", "mask": MASK, "scale": 0.5}
+    defaults = {"arithmetic": "rationals", "tiles": (16, 32), "elements": 100 * n}
+    return Comparison(case=case, status=status, **(defaults | values))  # type: ignore[arg-type]
+
+
+def attributed(sites: dict[str, float] = SITES) -> tuple[Share, ...]:
+    """The shares of two tensors in two dtypes."""
+    parts = {"whole": 1.0, "sum of the parts": sum(sites.values()), **sites}
+    return tuple(
+        Share(dtype=dtype, tensor=tensor, site=site, rms=1e-3 * part**0.5, part=part,
+              lines="forward.py:80" if ":" in site else "")
+        for dtype in ("bf16", "fp16") for tensor in ("dq", "out") for site, part in parts.items()
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+EQUAL = Algebra(
+    comparisons=(
+        comparison(37),
+        comparison(5),
+        comparison(12, "refused", detail="no window longer than its sequence", elements=0),
+        comparison(37, arithmetic="50, 100 digits", digits=((50, -49.8), (100, -99.9))),
+    ),
+    shares=attributed(),
+)
+DIFFERENT = Algebra(
+    comparisons=(
+        *EQUAL.comparisons[:2],
+        *(
+            comparison(
+                n, "different",
+                mismatches=(Mismatch(tensor="dk", count=n, elements=50 * n, where="each off by the factor 1/2; "
+                                     f"stored at backward.py:{n}", deviation=0.5),),
+            )
+            for n in (29, 23)
+        ),
+        comparison(37, "different", arithmetic="50, 100 digits", digits=((50, -6.1), (100, -6.1)), mismatches=(
+            Mismatch(tensor="lse", count=1, elements=74, where="largest difference at [0, 1, 3]", deviation=8e-7),)),
+    ),
+)  # fmt: skip
+UNAVAILABLE = Algebra(comparisons=(comparison(5, "unavailable", detail="no Triton kernel was launched", elements=0),))
+
+
+def with_algebra(run: Run, found: Algebra, status: str = "equal", **verdict: Any) -> Run:
+    """The run, its source run in other arithmetics as well."""
+    answer = Answer(status=status, evidence="What the runs in rationals say.")
+    exactness = run.verdict.exactness.model_copy(update={"algebraic": answer})
+    changes = {"algebra": found, "exactness": exactness} | verdict
+    return replace(run, verdict=run.verdict.model_copy(update=changes))
+
+
+def poor_accumulators() -> Run:
+    """A run whose accumulators are found to be too short."""
+    run = make_run(40)
+    replay = "flashproof attribution flash --dtype bf16"
+    detail = "60.0% of its squared error arises in the accumulators (bf16, forward.py:72); allowed 10%"
+    finding = Finding(check="accumulators", tensor="out", case={"M": 128, "dtype": "bf16"}, replay=replay,
+                      observed=0.6, allowed=0.1, detail=detail)  # fmt: skip
+    checks = (*run.verdict.checks, Check(name="accumulators", status="fail", tensor="out", n=2, detail=detail))
+    shares = attributed({"flash_forward:P": 0.2, "flash_forward:accumulators": 0.6, "flash_forward:output": 0.2})
+    found = Algebra(comparisons=EQUAL.comparisons, shares=shares)
+    return replace(with_algebra(run, found, checks=checks, findings=(finding,)), findings=(finding,))
+
+
+def odd_algebra() -> Run:
+    """Numbers and texts that no sound run has."""
+    digits = ((50, math.nan), (100, math.inf), (200, -math.inf), (10**6, -1e300))
+    where = Mismatch(tensor="dq", count=1, elements=1, where=HOSTILE, deviation=math.inf)
+    shares = tuple(
+        Share(dtype=dtype, tensor="dv", site=site, rms=math.nan, part=part, lines=HOSTILE)
+        for dtype in ("fp16", HOSTILE)
+        for site, part in (("a:P", math.nan), ("a:dS", math.inf), ("b:dS", 7.0), (HOSTILE, 0.1), ("c:exp", -1.0))
+    )
+    found = Algebra(
+        comparisons=(
+            comparison(1, "different", arithmetic=HOSTILE, detail=HOSTILE, mismatches=(where,), digits=digits),
+            Comparison(case={HOSTILE: HOSTILE}, arithmetic="", status="equal"),
+        ),
+        shares=shares,
+    )
+    return with_algebra(make_run(20), found, HOSTILE)
 
 
 def nothing(rows: list[Row], verdict: str = "nothing-measured") -> Run:
@@ -286,6 +379,17 @@ UNUSUAL = {
     "interrupted": lambda: [replace(make_run(20), judged=False)],
     "two runs": lambda: [make_run(60), make_run(60, broken=True, name="mine.py:attention")],
     "six runs": lambda: [make_run(20)] * 6,
+    "equal algebra": lambda: [with_algebra(make_run(20), EQUAL)],
+    "different algebra": lambda: [with_algebra(make_run(20), DIFFERENT, "different")],
+    "no algebra": lambda: [with_algebra(make_run(20), UNAVAILABLE, "not available")],
+    "poor accumulators": lambda: [poor_accumulators()],
+    "odd algebra": lambda: [odd_algebra()],
+    "four algebras": lambda: [
+        with_algebra(make_run(20), EQUAL),
+        with_algebra(make_run(20), DIFFERENT, "different"),
+        make_run(20),
+        poor_accumulators(),
+    ],
 }
 
 
@@ -318,7 +422,7 @@ class Outline(HTMLParser):
             self.headings.append(int(tag[1]))
         if tag == "script":
             self.scripts.append((values.get("type"), ""))
-        self.text += " " if tag in ("td", "th") else ""
+        self.text += " " if tag in ("td", "th", "dt", "dd") else ""
         self.ids += [values["id"]] if values.get("id") else []  # type: ignore[list-item]
         self.sources += [str(values[name]) for name in ("src", "href", "action", "data") if name in values]
         if tag not in ("meta", "link", "img", "br", "wbr", "path", "circle", "rect"):
@@ -376,7 +480,7 @@ def test_a_finding_shows_its_case_amounts_and_replay() -> None:
         "1 allowed",
         "16 times",
         "flashproof replay '{\"B\": 1}' flash",
-        '"N": 17',
+        "bf16 · large · B1 M1 N17 D16",
         "findings/001.py",
     ):
         assert part in " ".join(text.split())
@@ -429,6 +533,134 @@ def test_a_ratio_that_theory_predicts_is_not_shown_as_failed() -> None:
     assert "as predicted" in page.text
     assert "0.50 ○" in page.text
     assert "0.50 ✕" not in page.text
+
+
+def squeezed(runs: list[Run]) -> str:
+    return " ".join(outline(runs).text.split())
+
+
+def test_what_was_compared_in_exact_arithmetic() -> None:
+    text = squeezed([with_algebra(make_run(20), EQUAL)])
+    assert "equal What the runs in rationals say. Compared: 4 200 elements of 2 problems in rationals; " in text
+    assert "3 700 elements of 1 problem in many digits." in text
+    case = "fp16 · integers · mask causal window 7, ∞ bottom-right · B1 H2 M5 N37 D16 · scale 0.5"
+    assert f"{case} 16 × 32 rationals 500 equal" in text
+    assert "refused no window longer than its sequence" in text
+    assert "1.6e-50 at 50 digits, 1.3e-100 at 100 digits" in text
+    assert "Not the definition's" not in text
+
+
+def test_what_differs_is_told_with_its_place_at_the_smallest_problem() -> None:
+    run = with_algebra(make_run(20), DIFFERENT, "different")
+    text = squeezed([run])
+    assert "Not the definition's dk" in text
+    assert "dk 23 of 1 150 elements, off by up to 0.5 of the largest element, in 2 of 5 problems each off by" in text
+    assert "factor 1/2; stored at backward.py:23" in text
+    assert "backward.py:29" not in text  # a larger problem
+    assert (
+        "lse off by up to 8.00e-07 of the largest element, in 1 of 5 problems largest difference at [0, 1, 3]" in text
+    )
+    shown = algebra.exact(run, 3)
+    assert [p.status for p in shown.problems] == ["different"] * 3  # they come first
+    assert shown.left_out == 2
+    assert "flashproof exact flash --case '{" in text
+
+
+def test_a_command_that_a_finding_has_is_not_repeated() -> None:
+    run = with_algebra(make_run(20), DIFFERENT, "different")
+    case = DIFFERENT.comparisons[3].case
+    finding = Finding(check="algebra", tensor="dk", case=case, replay="flashproof exact z", observed=0.5, allowed=1e-4)
+    text = squeezed([replace(run, findings=(finding,))])
+    assert text.count("flashproof exact") == 2  # the finding's, and the one in digits
+
+
+@pytest.mark.parametrize(("found", "says"), [(UNAVAILABLE, "no Triton kernel was launched"), (None, "")])
+def test_without_exact_arithmetic_there_is_one_line(found: Algebra | None, says: str) -> None:
+    answer = Answer(status="not available", evidence=f"Because {says}.")
+    run = make_run(20)
+    exactness = run.verdict.exactness.model_copy(update={"algebraic": answer})
+    page = outline([replace(run, verdict=run.verdict.model_copy(update={"algebra": found, "exactness": exactness}))])
+    text = " ".join(page.text.split())
+    assert f"In exact arithmetic not available Because {says}. Error against the truth" in text
+    assert "Where the rounding error arises Not measured: this needs a kernel whose source runs" in text
+    assert not {"digits", "sites"} & set(page.ids)
+
+
+def test_the_attribution_is_stacked_in_the_order_of_a_kernel() -> None:
+    bars = algebra.bars([with_algebra(make_run(20), EQUAL)])
+    assert [(b.tensor, b.dtype) for b in bars] == [("out", "fp16"), ("out", "bf16"), ("dq", "fp16"), ("dq", "bf16")]
+    assert [algebra.KINDS[kind] for kind, _, _ in bars[0].parts] == ["P", "accumulators", "output"]
+    assert bars[0].total == pytest.approx(0.992)
+    assert not any(b.failed for b in bars)
+    assert [b.tensor for b in algebra.bars([poor_accumulators()]) if b.failed] == ["out", "out"]
+
+
+def test_sites_of_one_kind_are_one_part_and_an_unknown_kind_is_not_lost() -> None:
+    shares = attributed({"b:dS": 0.2, "a:dS": 0.3, "torch:host": 0.1, "constants": 0.05, "c:new": 0.35})
+    bar = algebra.bars([with_algebra(make_run(1), Algebra(shares=shares))])[0]
+    assert [(algebra.KINDS[kind], round(part, 6)) for kind, part, _ in bar.parts] == [
+        ("dS", 0.5),
+        ("host", 0.1),
+        ("constants", 0.05),
+        ("other", 0.35),
+    ]
+    assert bar.parts[0][2] == "b:dS 20 %\na:dS 30 %"
+
+
+def test_the_table_of_the_attribution_has_every_site_and_its_lines() -> None:
+    text = squeezed([with_algebra(make_run(20), EQUAL)])
+    assert "out fp16 whole 0.001 100 % out fp16 sum of the parts 9.96e-04 99 % " in text
+    assert "out fp16 flash_forward:output 7.68e-04 59 % forward.py:80 out fp16 flash_forward:P" in text
+    assert "flash_forward:accumulators 4.47e-05 0.2 % forward.py:80" in text
+
+
+def test_every_run_has_its_answer_and_its_bars() -> None:
+    runs = UNUSUAL["four algebras"]()
+    text = squeezed(runs)
+    exact = text[text.index("In exact arithmetic flash") : text.index("Error against the truth")]
+    assert exact.count("What the runs in rationals say.") == 3
+    drawn = drawn_data(outline(runs))
+    assert [site[:2] for site in drawn["sites"][:2]] == [["out fp16", 0], ["out fp16", 3]]
+    assert {digits[0] for digits in drawn["digits"]} == {0, 1, 3}
+
+
+def test_what_only_other_arithmetics_show_has_no_script() -> None:
+    run = poor_accumulators()
+    for text in (squeezed([run]), junit(run), summary(run)):
+        assert "Sums are carried in too few bits" in text
+        assert "flashproof attribution flash --dtype bf16" in text
+        assert "0.6 observed, 0.1 allowed" in text
+        assert ".py:72" in text
+        assert "findings/" not in text
+    assert "6 times what is allowed" in squeezed([run])
+
+
+@pytest.mark.parametrize(
+    ("check", "detail", "says"),
+    [
+        ("algebra", "", "does not compute attention"),
+        ("returns", "raised: ConflictError: conflict: one program stores q[0]", "without an atomic"),
+        ("returns", "raised: ValueError", "it raised, hung or died"),
+    ],
+)
+def test_a_finding_is_explained(check: str, detail: str, says: str) -> None:
+    finding = Finding(check=check, case={}, replay="again", observed=1.0, allowed=0.0, detail=detail)
+    run = replace(make_run(20), findings=(finding,))
+    for text in (squeezed([run]), junit(run), summary(run)):
+        assert says in text
+    assert words.meaning("of another version") == ""
+
+
+def test_a_failed_check_without_a_finding_is_not_lost() -> None:
+    run = make_run(20)
+    checks = (*run.verdict.checks, Check(name="ratio", tensor="dv", status="fail", n=9, detail="3 cells fail"))
+    text = squeezed([replace(run, verdict=run.verdict.model_copy(update={"checks": checks}))])
+    assert "with no finding of its own: ratio dv: 3 cells fail" in text
+    assert "no check failed" not in text
+
+
+def test_the_bitwise_question_asks_what_is_measured() -> None:
+    assert "tile to tile" not in outline([make_run(20)]).text
 
 
 def test_figures_without_data_say_so() -> None:
@@ -501,6 +733,8 @@ def test_text_has_enough_contrast() -> None:
         assert contrast(value["good"], value["good-wash"]) >= 4.5
         assert contrast(value["bad"], value["bad-wash"]) >= 4.5
         assert contrast(value["soft"], value["bad-wash"]) >= 4.5
+        for kind in range(len(algebra.KINDS)):  # the text in a bar has the colour of the paper
+            assert contrast(value[f"s{kind}"], value["paper"]) >= 4.5, (kind, scheme)
         for name in ("k1", "k2", "k3", "k4", "std", "rnd"):
             assert contrast(value[name], value["paper"]) >= 3, (name, scheme)
 
@@ -592,6 +826,13 @@ def test_the_grid_shows_a_failed_check_that_names_no_dtype() -> None:
     found = squares(replace(run, verdict=run.verdict.model_copy(update={"checks": checks})))
     assert found["dv", "fp16"] == found["dv", "bf16"] == "fail"
     assert found["dk", "fp16"] == "pass"
+
+
+def test_a_wrong_algebra_is_wrong_in_every_dtype() -> None:
+    finding = Finding(check="algebra", tensor="dk", case={"dtype": "fp16"}, replay="", observed=1.0, allowed=0.0)
+    found = squares(replace(make_run(20), findings=(finding,)))
+    assert found["dk", "fp16"] == found["dk", "bf16"] == "fail"
+    assert found["dv", "fp16"] == "pass"
 
 
 def test_the_grid_never_passes_what_was_not_measured_or_judged() -> None:
@@ -710,7 +951,7 @@ def test_junit_keeps_a_finding_that_belongs_to_no_check() -> None:
 def test_the_summary_begins_with_the_verdict() -> None:
     text = summary(make_run(broken=True))
     assert text.startswith("## ❌ flashproof flash: fail\n\nExact, as far as this run can tell.")
-    assert "| bitwise | ➖ different | 31 % |" in text
+    assert "| bitwise | ➖ different bits | 31 % |" in text
     assert text.index("**finite**") < text.index("**bound**")  # NaN is worse than any multiple
     assert "```sh\nflashproof replay '{\"B\": 1}' flash\n```" in text
 
@@ -785,19 +1026,19 @@ def opened(browser: Browser, runs: list[Run], folder: Path, **context: Any) -> t
 
 
 MARKS = """() => Object.fromEntries([...document.querySelectorAll(".drawing")].map((e) => [e.id,
-  e.querySelectorAll(["line", "dot", "rule", "bar"].map((m) => `[aria-label=${m}] > *`).join()).length]))"""
+  e.querySelectorAll(["line", "dot", "rule", "bar", "rect"].map((m) => `[aria-label=${m}] > *`).join()).length]))"""
 
 
 @pytest.mark.parametrize("width", [1400, 400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_figure_is_drawn(browser: Browser, tmp_path: Path, width: int, scheme: str) -> None:
-    runs = [make_run(broken=True, name="my/kernels.py:attention")]
+    runs = [with_algebra(make_run(broken=True, name="my/kernels.py:attention"), EQUAL)]
     view = {"width": width, "height": 900}
     page, trouble = opened(browser, runs, tmp_path, viewport=view, color_scheme=scheme, offline=True)
     marks = page.evaluate(MARKS)
-    names = {f"{name}-drawing" for name in ("ecdf", "scatter", "ulp", "bias", "cells", "bound", "predictor")}
-    assert set(marks) == names
-    assert all(count > 4 for count in marks.values()), marks
+    known = ("ecdf", "scatter", "ulp", "bias", "cells", "bound", "predictor", "digits", "sites")
+    assert set(marks) == {f"{name}-drawing" for name in known}
+    assert all(count > 3 for count in marks.values()), marks
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert trouble == []
     page.context.close()
@@ -820,14 +1061,54 @@ def test_unusual_records_are_drawn_without_complaint(browser: Browser, tmp_path:
 
 
 def test_labels_of_small_plots_stay_inside(browser: Browser, tmp_path: Path) -> None:
+    run = with_algebra(make_run(), EQUAL)
     for width in (1400, 700, 400):
-        page, _ = opened(browser, [make_run()], tmp_path, viewport={"width": width, "height": 900})
+        page, _ = opened(browser, [run], tmp_path, viewport={"width": width, "height": 900})
         outside = page.evaluate(
             """() => [...document.querySelectorAll(".drawing text")].filter((e) => {
               const r = e.getBoundingClientRect(); return r.left < 0 || r.right > innerWidth; }).length""",
         )
         assert outside == 0
         page.context.close()
+
+
+BARS = """() => [...document.querySelectorAll("#sites-drawing [aria-label=rect] > *")].map((e) => {
+  const r = e.getBoundingClientRect(); return [r.left, r.right, Math.round(r.top), getComputedStyle(e).fill]; })"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_bars_are_as_long_as_their_parts(browser: Browser, tmp_path: Path, scheme: str) -> None:
+    page, trouble = opened(browser, [poor_accumulators()], tmp_path, color_scheme=scheme)
+    drawn = page.evaluate(BARS)
+    assert len(drawn) == 12  # two tensors in two dtypes, three kinds each
+    (p, accumulators, output) = drawn[:3]
+    assert p[2] == accumulators[2] == output[2]
+    assert (accumulators[1] - accumulators[0]) / (p[1] - p[0]) == pytest.approx(3, rel=0.03)
+    assert p[1] < accumulators[0] < p[1] + 3
+    fills = [bar[3] for bar in drawn]
+    assert fills[1] == fills[4] != fills[7] == fills[10]  # the tensor whose check failed has a colour of its own
+    text = page.locator("#sites-drawing").inner_text()
+    assert "✕ accumulators 60 %" in text
+    assert text.count("100 %") == 5  # the axis, and every total
+    assert trouble == []
+    page.context.close()
+
+
+def test_digits_follow_their_line_or_leave_it(browser: Browser, tmp_path: Path) -> None:
+    runs = [with_algebra(make_run(20), EQUAL), with_algebra(make_run(20), DIFFERENT, "different")]
+    page, trouble = opened(browser, runs, tmp_path)
+    sound, crossed = page.evaluate(
+        """() => [...document.querySelectorAll("#digits-drawing [aria-label=dot]")].map((g) => [...g.children].map(
+          (e) => { const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }))""",
+    )
+    (x, y), (further, lower) = sound
+    assert further > x
+    assert lower > y + 40
+    assert [crossed[0][0], crossed[1][0]] == pytest.approx([x, further], abs=1)
+    assert crossed[0][1] == pytest.approx(crossed[1][1], abs=1)
+    assert crossed[0][1] < y - 40
+    assert trouble == []
+    page.context.close()
 
 
 def test_buttons_and_points_copy_replay_commands(browser: Browser, tmp_path: Path) -> None:
@@ -849,10 +1130,13 @@ def test_buttons_and_points_copy_replay_commands(browser: Browser, tmp_path: Pat
 
 
 def test_tables_need_no_script(browser: Browser, tmp_path: Path) -> None:
-    page, trouble = opened(browser, [make_run(broken=True)], tmp_path, java_script_enabled=False)
+    page, trouble = opened(browser, [with_algebra(make_run(), EQUAL)], tmp_path, java_script_enabled=False)
     assert page.locator("table").count() >= 10
     page.locator("#ecdf summary").click()
     assert page.locator("#ecdf table").is_visible()
+    page.locator("#sites summary").click()
+    assert page.locator("#sites table").is_visible()
+    assert page.locator("#exact table").first.is_visible()
     assert page.locator("noscript .warning").is_visible()
     assert not page.locator(".copy").first.is_visible()
     assert trouble == []

@@ -72,8 +72,7 @@ def accumulator_checks(algebra: Algebra | None, budgets: Budgets, implementation
         parts = _accumulated(algebra, tensor)
         if not parts:
             continue
-        default = budgets.accumulators.max_part
-        limits = {d: budgets.allowance("accumulators_max_part", default, implementation, d, tensor) for d in parts}
+        limits = {d: _limit(budgets, implementation, share) for d, share in parts.items()}
         failed = any(share.part > limits[d] for d, share in parts.items())
         worst = max(parts.values(), key=lambda share: share.part)
         detail = f"{worst.part:.1%} of its squared error arises in the accumulators ({worst.dtype}"
@@ -81,6 +80,11 @@ def accumulator_checks(algebra: Algebra | None, budgets: Budgets, implementation
         detail += f"; allowed {min(limits.values()):.0%}"
         found.append(_check("accumulators", tensor, failed=failed, n=len(parts), detail=detail))
     return found
+
+
+def _limit(budgets: Budgets, implementation: str, share: Share) -> float:
+    default = budgets.accumulators.max_part
+    return budgets.allowance("accumulators_max_part", default, implementation, share.dtype, share.tensor)
 
 
 def _accumulated(algebra: Algebra | None, tensor: TensorName) -> dict[str, Share]:
@@ -97,7 +101,9 @@ def _accumulated(algebra: Algebra | None, tensor: TensorName) -> dict[str, Share
     return out
 
 
-def findings(algebra: Algebra | None, spec: str, failed: Sequence[Check], case: Case) -> list[Finding]:
+def findings(
+    algebra: Algebra | None, spec: str, failed: Sequence[Check], case: Case, budgets: Budgets
+) -> list[Finding]:
     """One for a wrong algebra, at the smallest problem that shows it, and one for accumulators, at `case`."""
     found = _wrong_algebra(algebra, spec)
     for check in [c for c in failed if c.name == "accumulators"][:1]:
@@ -107,7 +113,7 @@ def findings(algebra: Algebra | None, spec: str, failed: Sequence[Check], case: 
         found.append(
             Finding(
                 check="accumulators", tensor=check.tensor, case=case.with_(dtype=worst.dtype).to_dict(), replay=replay,
-                observed=worst.part, allowed=0.0, detail=check.detail,
+                observed=worst.part, allowed=_limit(budgets, spec, worst), detail=check.detail,
             )
         )  # fmt: skip
     return found

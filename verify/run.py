@@ -104,7 +104,7 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
             if judgement.failed:
                 findings = findings_of(judgement, results, pool, settings, progress)
             sample = sample_case(implementation, settings.profile.dtypes[0], settings.seed)
-            findings += algebra_findings(algebra, settings.spec, judgement.failed, sample)
+            findings += algebra_findings(algebra, settings.spec, judgement.failed, sample, settings.budgets)
         except KeyboardInterrupt:
             interrupted = True
         finally:
