@@ -1,8 +1,8 @@
 """One engine in a process of its own: `python engine.py ours` or, with TRITON_INTERPRET=1, `python engine.py triton`.
 
 Requests come as lines of JSON, answers go back the same way.  Each is worked off in a fork, in which no kernel has been
-translated, prepared or cached yet: the first call there is a first call.  What Triton imports at a process's very first
-launch, whichever the engine, has been imported.
+translated, prepared or cached yet: the first call there is a first call.  What Triton and torch import at the very
+first launch and gradient of a process, whichever the engine, has been imported.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import time
 from typing import Any
 
 import torch
-import triton.experimental.gluon  # noqa: F401
+import triton.experimental.gluon
+import triton.tools.tensor_descriptor  # noqa: F401
 from operations import NAMES, UNARY, run
 
 from kernels import WORKLOADS
@@ -62,6 +63,16 @@ def _answer(request: dict[str, Any]) -> None:
     torch.save(answer, request["file"])
 
 
+class _Nothing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+        return g
+
+
 def main() -> None:
     """Answer requests until there are no more."""
     torch.set_num_threads(1)
@@ -69,6 +80,8 @@ def main() -> None:
         from flashproof.kernels import interpreter
 
         interpreter.install()
+    x = torch.zeros(1, requires_grad=True)
+    torch.autograd.grad(_Nothing.apply(x), x, torch.ones(1))
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
