@@ -66,6 +66,13 @@ def types(session: nox.Session) -> None:
     session.run("mypy", *session.posargs)
 
 
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Time our interpreter beside Triton's own, and compare their bits (`-- -k flash` for a part)."""
+    install(session)
+    session.run("python", "tests/bench", *session.posargs)
+
+
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the wheel and the source archive, and try the wheel in a fresh environment."""
