@@ -19,7 +19,7 @@ from flint import arb, ctx, fmpq
 from numpy.typing import NDArray
 
 from ..kernels.interpreter import KernelError, Session, arithmetics, interpret
-from ..kernels.interpreter.rational import power
+from ..kernels.interpreter.numbers.rational import power
 from ..reference import rational
 from ..reference.certified import balls
 from ..reports.record import Comparison, Mismatch

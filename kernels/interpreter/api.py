@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from .arithmetic import Arithmetic, Ieee
+from .memory.tracking import Tracked
+from .numbers.arithmetic import Arithmetic, Ieee
 from .runtime import install, installed, uninstall
 from .session import Session
-from .tracking import Tracked
 
 
 @contextmanager

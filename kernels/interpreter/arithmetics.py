@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arithmetic import Arithmetic, Ieee
-from .precise import Precise
-from .rational import Rational
-from .rounded import Format, Rounded
-from .tensor_core import TensorCore
+from .numbers.arithmetic import Arithmetic, Ieee
+from .numbers.precise import Precise
+from .numbers.rational import Rational
+from .numbers.rounded import Format, Rounded
+from .numbers.tensor_core import TensorCore
 
 
 def ieee() -> Arithmetic:

@@ -16,7 +16,7 @@ from typing import Any
 
 from triton._C.libtriton import ir
 
-from .formats import STORAGE
+from .numbers.formats import STORAGE
 
 #: how the assertions' messages begin; they matter where memory is tracked
 MISALIGNED = "misaligned tensor descriptor"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .ttir import Location
+from .language.ttir import Location
 
 
 class KernelError(RuntimeError):

@@ -13,16 +13,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .access import NEED_LANES
-from .arithmetic import Arithmetic
-from .combine import Combine, reduction, scan
-from .context import Context, Launch, integer
 from .errors import KernelError, UnsupportedOperationError
-from .formats import FLOATS, Array
-from .memory import Memory
-from .ops import OPS
-from .sites import Site, sites
-from .ttir import Block, Function, Op, Region, Type
+from .language.sites import Site, sites
+from .language.ttir import Block, Function, Op, Region, Type
+from .memory.memory import Memory
+from .numbers.arithmetic import Arithmetic
+from .numbers.formats import FLOATS, Array
+from .operations.access import NEED_LANES
+from .operations.combine import Combine, reduction, scan
+from .operations.context import Context, Launch, integer
+from .operations.table import OPS
 
 Environment: TypeAlias = "list[Any]"  # slot -> array
 _TERMINATORS = frozenset(

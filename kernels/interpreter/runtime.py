@@ -28,14 +28,14 @@ from triton.runtime.driver import driver as active_driver
 from triton.runtime.jit import JITFunction
 
 from . import device
-from .arithmetic import Arithmetic
 from .descriptors import with_assertions
-from .pointers import atomics_order, written_arguments
+from .language.pointers import atomics_order, written_arguments
+from .language.sites import rounding_sites
+from .language.ttir import Function, parse
+from .numbers.arithmetic import Arithmetic
 from .program import Program, argument
 from .session import current
-from .sites import rounding_sites
 from .target import PROPERTIES, TARGET
-from .ttir import Function, parse
 
 _PROGRAMS_KEPT = 8  # arithmetics that a kernel stays prepared for
 _CACHED = "interpreted.ttir"

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 
 import torch
 
-from .arithmetic import Arithmetic, Ieee
-from .formats import Array
-from .host import HostMode
-from .ledger import Ledger, numbers
-from .memory import Memory
-from .sites import Site
-from .tracking import Tracked, Tracker
-from .ttir import Location
+from .language.sites import Site
+from .language.ttir import Location
+from .memory.host import HostMode
+from .memory.ledger import Ledger, numbers
+from .memory.memory import Memory
+from .memory.tracking import Tracked, Tracker
+from .numbers.arithmetic import Arithmetic, Ieee
+from .numbers.formats import Array
 
 
 class Session:

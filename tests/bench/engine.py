@@ -56,7 +56,7 @@ def _answer(request: dict[str, Any]) -> None:
         answer: dict[str, Any] = {name: run(name) for name in NAMES}
     else:
         if request["replace"]:
-            from flashproof.kernels.interpreter import arithmetic
+            from flashproof.kernels.interpreter.numbers import arithmetic
 
             arithmetic.UNARY.update({name: UNARY[name] for name in request["replace"]})
         answer = _timed(request["task"], request["cache"], request["seconds"])

@@ -13,9 +13,9 @@ import triton.language as tl
 from flashproof.kernels import interpreter
 from flashproof.kernels.attention import attention
 from flashproof.kernels.interpreter import IrrationalError, UnsupportedOperationError, arithmetics
-from flashproof.kernels.interpreter.constants import base_change, real
-from flashproof.kernels.interpreter.rational import Log, power
-from flashproof.kernels.interpreter.rounded import FORMATS, Format
+from flashproof.kernels.interpreter.numbers.constants import base_change, real
+from flashproof.kernels.interpreter.numbers.rational import Log, power
+from flashproof.kernels.interpreter.numbers.rounded import FORMATS, Format
 from flint import fmpq
 
 # -- constants that stand for real numbers -----------------------------------------------------------------------------

@@ -16,7 +16,8 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from flashproof.kernels.interpreter import Ieee, formats
+from flashproof.kernels.interpreter import Ieee
+from flashproof.kernels.interpreter.numbers import formats
 
 PATTERNS = 10_000_000
 LOW = {"bf16": torch.bfloat16, "f16": torch.float16, "f8E4M3FN": torch.float8_e4m3fn, "f8E5M2": torch.float8_e5m2}

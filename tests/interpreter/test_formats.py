@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flashproof.kernels import interpreter
-from flashproof.kernels.interpreter import formats
+from flashproof.kernels.interpreter.numbers import formats
 
 BF16, F16 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)
 FORMATS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from flashproof.kernels.interpreter import ttir
+from flashproof.kernels.interpreter.language import ttir
 
 
 def test_names_are_unique_across_regions():

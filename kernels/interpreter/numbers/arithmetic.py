@@ -14,6 +14,7 @@ from typing import Any
 import gmpy2
 import numpy as np
 
+from ..language.sites import Site
 from .formats import (
     CARRIER,
     LOW_PRECISION,
@@ -27,7 +28,6 @@ from .formats import (
     sum_to_odd,
     two_sum,
 )
-from .sites import Site
 
 
 class Arithmetic(ABC):

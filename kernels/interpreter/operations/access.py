@@ -6,11 +6,11 @@ import sys
 
 import numpy as np
 
+from ..descriptors import MISALIGNED
+from ..errors import KernelError, MisalignedError
+from ..language.ttir import Op
+from ..numbers.formats import Array, itemsize
 from .context import Context, Maker, Run
-from .descriptors import MISALIGNED
-from .errors import KernelError, MisalignedError
-from .formats import Array, itemsize
-from .ttir import Op
 
 
 def _add_pointer(op: Op, _: Context) -> Run:

@@ -27,6 +27,10 @@ class Type:
         return self.element.startswith("ptr<")
 
     @property
+    def is_float(self) -> bool:
+        return self.element.startswith(("f", "bf"))
+
+    @property
     def pointee(self) -> str:
         return self.element[4:-1].split(",")[0].strip()
 

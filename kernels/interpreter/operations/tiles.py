@@ -6,10 +6,10 @@ import re
 
 import numpy as np
 
+from ..errors import UnsupportedOperationError
+from ..language.ttir import Op
+from ..numbers.formats import FLOATS, Array
 from .context import Context, Maker, Run, full, result
-from .errors import UnsupportedOperationError
-from .formats import FLOATS, Array
-from .ttir import Op
 
 
 def _splat(op: Op, _: Context) -> Run:

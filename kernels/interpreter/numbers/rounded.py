@@ -12,10 +12,10 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from ..language.sites import Site
 from .arithmetic import BINARY, COMPARE, EXACT, REDUCE, UNARY, Arithmetic
 from .constants import real
 from .formats import Array, cut_to_tf32, round_to
-from .sites import Site
 
 Mode: TypeAlias = Literal["nearest", "random", "none"]
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from flint import arb, fmpq, fmpq_mat
 
+from ..errors import IrrationalError
 from .arithmetic import Arithmetic
 from .constants import base_change
-from .errors import IrrationalError
 from .formats import Array, round_to
 
 _UNDERFLOW = -1075

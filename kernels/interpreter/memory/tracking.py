@@ -17,11 +17,11 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from .errors import ConflictError, MemoryFaultError, OutOfBoundsError, UninitializedReadError, UnwrittenError
-from .formats import Array
+from ..errors import ConflictError, MemoryFaultError, OutOfBoundsError, UninitializedReadError, UnwrittenError
+from ..language.ttir import Location
+from ..numbers.formats import Array
 from .ledger import strided
 from .memory import Region
-from .ttir import Location
 
 _NOBODY, _SEVERAL = -1, -2
 

@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .arithmetic import Arithmetic
+from ..language.ttir import Op
+from ..numbers.arithmetic import Arithmetic
+from ..numbers.formats import FLOATS, Array
 from .context import Run
-from .formats import FLOATS, Array
-from .ttir import Op
 
 #: (left operands, right operands, scalars read from outside) -> combined, elementwise on arrays of any shape
 Combine: TypeAlias = Callable[[Sequence[Array], Sequence[Array], Sequence[Array]], list[Array]]

@@ -6,10 +6,10 @@ import struct
 
 import numpy as np
 
+from ..errors import UnsupportedOperationError
+from ..language.ttir import Op
+from ..numbers.formats import FLOATS, INTEGERS, STORAGE, Array, decode, encode, round_to
 from .context import Context, Maker, Run, integer, result
-from .errors import UnsupportedOperationError
-from .formats import FLOATS, INTEGERS, STORAGE, Array, decode, encode, round_to
-from .ttir import Op
 
 # -- constants and indices ---------------------------------------------------------------------------------------------
 

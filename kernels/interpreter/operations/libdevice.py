@@ -14,12 +14,12 @@ import gmpy2
 import numpy as np
 import torch
 
-from .arithmetic import BINARY, UNARY
+from ..errors import UnsupportedOperationError
+from ..language.ttir import Op
+from ..numbers.arithmetic import BINARY, UNARY
+from ..numbers.formats import FLOATS, INTEGERS, Array, saturate
 from .context import Context, Maker, Run, result
 from .elementwise import unsigned
-from .errors import UnsupportedOperationError
-from .formats import FLOATS, INTEGERS, Array, saturate
-from .ttir import Op
 
 Function = Callable[..., Array]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from .arithmetic import Arithmetic
+from ..errors import UnsupportedOperationError
+from ..language.ttir import Op
+from ..numbers.arithmetic import Arithmetic
+from ..numbers.formats import STORAGE, Array, decode, encode, saturate
 from .context import Context, Maker, Run
-from .errors import UnsupportedOperationError
-from .formats import STORAGE, Array, decode, encode, saturate
 from .libdevice import leading_zeros, reversed_bits, set_bits
-from .ttir import Op
 
 _FLOAT = {"f16": "f16", "bf16": "bf16", "f32": "f32", "f64": "f64"}
 _PACKED = {"f16x2": "f16", "bf16x2": "bf16"}

@@ -10,9 +10,9 @@ from typing import Any
 import gmpy2
 import numpy as np
 
+from ..errors import UnsupportedOperationError
 from .arithmetic import COMPARE, Arithmetic
 from .constants import base_change
-from .errors import UnsupportedOperationError
 from .formats import Array, round_to
 
 _BINARY = {"add": "add", "sub": "sub", "mul": "mul", "div": "div", "rem": "fmod", "pow": "pow", "atan2": "atan2",

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .arithmetic import Arithmetic
-from .formats import FLOATS, INTEGERS, Array
-from .memory import Memory
-from .ttir import Op, Type
+from ..language.ttir import Op, Type
+from ..memory.memory import Memory
+from ..numbers.arithmetic import Arithmetic
+from ..numbers.formats import FLOATS, INTEGERS, Array
 
 Run: TypeAlias = Callable[..., Any]
 

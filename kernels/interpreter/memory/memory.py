@@ -19,11 +19,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from .arithmetic import Arithmetic
-from .errors import MisalignedError, OutOfBoundsError
-from .formats import FLOATS, STORAGE, Array, decode, encode, storage_bytes
+from ..errors import MisalignedError, OutOfBoundsError
+from ..language.ttir import Location
+from ..numbers.arithmetic import Arithmetic
+from ..numbers.formats import FLOATS, STORAGE, Array, decode, encode, storage_bytes
 from .ledger import Ledger
-from .ttir import Location
 
 _ATOMICS: dict[str, Any] = {
     "add": np.add, "max": np.maximum, "min": np.minimum, "umax": np.maximum, "umin": np.minimum,

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .arithmetic import Arithmetic
-from .formats import STORAGE, Array, decode, storage_bytes
-from .ttir import Location
+from ..language.ttir import Location
+from ..numbers.arithmetic import Arithmetic
+from ..numbers.formats import STORAGE, Array, decode, storage_bytes
 
 _ELEMENTS = {
     torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16",

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .formats import FLOATS
 from .ttir import Function, Op, Region
 
 #: kinds of sites, in the order in which a forward pass meets them
@@ -59,7 +58,7 @@ def rounding_sites(function: Function) -> frozenset[Site]:
     by_op = sites(function)
     return frozenset(
         by_op[id(op)] for op in _walk(function.body)
-        if op.result_types and op.result_types[0].element in FLOATS and op.name.startswith(_ROUNDING)
+        if op.result_types and op.result_types[0].is_float and op.name.startswith(_ROUNDING)
     )  # fmt: skip
 
 

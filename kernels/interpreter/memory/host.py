@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .arithmetic import Arithmetic
-from .formats import Array
+from ..language.sites import Site
+from ..numbers.arithmetic import Arithmetic
+from ..numbers.formats import Array
 from .ledger import Ledger
-from .sites import Site
 from .tracking import Tracker
 
 _EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"})

@@ -1,0 +1,1 @@
+"""What a launch may touch, and what is noted about it between launches."""

@@ -1,0 +1,1 @@
+"""What numbers are: their formats in memory, and the arithmetics that tiles can be computed in."""

@@ -1,0 +1,1 @@
+"""What each operation of a kernel does to arrays: `table` lists them all."""
