@@ -7,12 +7,12 @@ of an `if` runs with its own lanes, and the results are put together again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from .body import Body, Instruction, alone, captured, defined, mark_dead
 from .errors import KernelError, UnsupportedOperationError
 from .language.sites import Site, sites
 from .language.ttir import Block, Function, Op, Region, Type
@@ -37,36 +37,6 @@ _CONTROL = frozenset({"scf.for", "scf.if", "scf.while", "tt.call", "tt.map_eleme
 _LANE_ELEMENTS = 1 << 19  # tile elements in flight at once: keeps a batch of tiles near the caches
 
 
-@dataclass(slots=True)
-class Instruction:
-    """`outs = run(*ins)`; then the slots in `dead` are free."""
-
-    op: Op
-    run: Callable[..., Any] | None
-    ins: tuple[int, ...]
-    outs: tuple[int, ...]
-    regions: list[Body] = field(default_factory=list)
-    dead: tuple[int, ...] = ()
-
-
-@dataclass(slots=True)
-class Body:
-    """A block: its arguments' slots, its instructions, and what it hands back."""
-
-    label: str
-    arguments: tuple[int, ...]
-    instructions: list[Instruction]
-    terminator: Op | None
-    returns: tuple[int, ...]
-    captured: tuple[int, ...]  # slots defined outside and read inside
-
-
-def _defined(body: Body) -> set[int]:
-    """The slots that a block and all blocks inside it define."""
-    own = {slot for i in body.instructions for slot in i.outs}
-    return own.union(body.arguments, *(_defined(inner) for i in body.instructions for inner in i.regions))
-
-
 def _uniform(x: Array) -> Any | None:
     """The one value that all lanes share, or None."""
     first = x.flat[0]
@@ -89,8 +59,8 @@ class Program:
         self._slots = {name: i for i, name in enumerate([*_GRID, *self._types])}
         self._blocks = [self._body(b) for b in function.body.blocks]
         largest = max((int(np.prod(t.shape)) for t in self._types.values()), default=1)
-        alone = any(_alone(op) for b in function.body.blocks for op in b.ops)
-        self._batch = 1 if alone else max(1, _LANE_ELEMENTS // max(1, largest))
+        by_itself = any(alone(op) for b in function.body.blocks for op in b.ops)
+        self._batch = 1 if by_itself else max(1, _LANE_ELEMENTS // max(1, largest))
 
     # -- preparation ---------------------------------------------------------------------------------------------------
 
@@ -117,8 +87,8 @@ class Program:
         arguments = tuple(self._slots[name] for name, _ in block.arguments)
         returns = tuple(self._slots[name] for name in terminator.operands) if terminator else ()
         body = Body(block.label, arguments, instructions, terminator, returns, ())
-        body.captured = self._captured(body)
-        self._mark_dead(body)
+        body.captured = captured(body)
+        mark_dead(body)
         return body
 
     def _instruction(self, op: Op) -> Instruction:
@@ -153,26 +123,6 @@ class Program:
 
     def _context(self, op: Op) -> Context:
         return Context(self._arithmetic.at(self._sites.get(id(op), Site())), self._launch)
-
-    def _captured(self, body: Body) -> tuple[int, ...]:
-        defined = set(body.arguments)
-        read: set[int] = set(body.returns)
-        for i in body.instructions:
-            read.update(i.ins)
-            defined.update(i.outs)
-            for inner in i.regions:
-                read.update(inner.captured)
-                defined.update(_defined(inner))
-        return tuple(sorted(read - defined))
-
-    @staticmethod
-    def _mark_dead(body: Body) -> None:
-        own = {slot for i in body.instructions for slot in i.outs}
-        seen = set(body.returns)
-        for i in reversed(body.instructions):
-            reads = set(i.ins).union(*(r.captured for r in i.regions))
-            i.dead = tuple((own & (reads | set(i.outs))) - seen)
-            seen |= reads
 
     def _combine(self, body: Body) -> Combine:
         """The combine region as a function of two tuples of arrays of any shape, and of what it reads from outside."""
@@ -255,7 +205,7 @@ class Program:
         lanes = max(env[s].shape[0] for s in i.ins)
         inner = list(env)
         packs = int(np.prod(shape)) // pack
-        for slot in {slot for body in i.regions for slot in body.captured}.difference(*map(_defined, i.regions)):
+        for slot in {slot for body in i.regions for slot in body.captured}.difference(*map(defined, i.regions)):
             inner[slot] = x if (x := env[slot]).shape[0] == 1 else np.repeat(x, packs)
         columns = [c for s in i.ins for c in np.broadcast_to(env[s], (lanes, *shape)).reshape(-1, pack).T]
         for slot, x in zip(i.regions[0].arguments, columns, strict=True):
@@ -391,32 +341,6 @@ class Program:
                 inner[slot] = value
             self._execute(after, inner)
             state = [inner[r] for r in after.returns]
-
-
-def _operations(op: Op) -> Iterator[Op]:
-    yield op
-    for region in op.regions:
-        for block in region.blocks:
-            for inner in block.ops:
-                yield from _operations(inner)
-
-
-def _alone(op: Op) -> bool:
-    """Whether program instances must run one after the other.
-
-    A lock held by one instance and awaited by another is never released while they march in step; and pointers that
-    come out of memory point into other tensors in other instances.
-    """
-    for o in _operations(op):
-        if o.name == "tt.int_to_ptr" or (o.name == "tt.load" and o.result_types[0].is_pointer):
-            return True
-        if o.name == "scf.while" and any(_waits(c) for b in o.regions[0].blocks for w in b.ops for c in _operations(w)):
-            return True
-    return False
-
-
-def _waits(op: Op) -> bool:
-    return op.name.startswith("tt.atomic_") or (op.name == "tt.load" and "isVolatile = true" in op.words)
 
 
 def argument(value: Any, type_: Type, arithmetic: Arithmetic) -> Array:
