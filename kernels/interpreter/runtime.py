@@ -29,7 +29,7 @@ from triton.runtime.jit import JITFunction
 
 from . import device
 from .descriptors import with_assertions
-from .language.pointers import atomics_order, written_arguments
+from .language.facts import atomics_order, widens, written_arguments
 from .language.sites import rounding_sites
 from .language.ttir import Function, parse
 from .numbers.arithmetic import Arithmetic
@@ -179,13 +179,18 @@ class _Installed:
         general = _unspecialised(jit, signature, constexprs)
         if general != (signature, constexprs) and jit not in self.specialised:
             try:
-                kernel_cache[key] = self._kernel(jit, *general, target, backend, options)
+                kernel = self._kernel(jit, *general, target, backend, options)
             except CompilationError:  # it needs an argument of 1 to be a constant
                 self.specialised.add(jit)
+            else:
+                if widens(kernel.ttir):  # int8 + 1 is int8, int8 + an int32 that is 1 is int32
+                    self.specialised.add(jit)
+                else:
+                    kernel_cache[key] = kernel
         if key not in kernel_cache:
             kernel_cache[key] = self._kernel(jit, signature, constexprs, target, backend, options)
-        kernel: InterpretedKernel = kernel_cache[key]
-        return kernel
+        prepared: InterpretedKernel = kernel_cache[key]
+        return prepared
 
     def _kernel(
         self, jit: Any, signature: dict[str, Any], constexprs: dict[Any, Any], target: GPUTarget, backend: Any,

@@ -185,3 +185,18 @@ def test_a_one_that_must_be_a_constant_is_one():
     out = torch.zeros(2, dtype=torch.int32)
     as_many[(1,)](out, 1)
     assert out.tolist() == [7, 0]
+
+
+@triton.jit
+def next_byte(x, out, step, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out + i, (tl.load(x + i) + step).to(tl.int32))
+
+
+def test_a_byte_and_an_argument_of_one_stay_a_byte():
+    """As on a GPU: an argument that is 1 is a constant there, and int8 + 1 wraps round."""
+    x, out = torch.full((4,), 127, dtype=torch.int8), torch.zeros(4, dtype=torch.int32)
+    next_byte[(1,)](x, out, 1, BLOCK=4)
+    assert out.tolist() == [-128] * 4
+    next_byte[(1,)](x, out, 2, BLOCK=4)
+    assert out.tolist() == [129] * 4

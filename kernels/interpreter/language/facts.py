@@ -1,4 +1,4 @@
-"""Which of its arguments a kernel writes through, and whether its atomics order its instances."""
+"""What is known of a kernel before it runs: which arguments it writes through, whether its instances are ordered."""
 
 from __future__ import annotations
 
@@ -91,3 +91,17 @@ def atomics_order(function: Function) -> bool:
 
     visit(function.body)
     return any(r in used for op in atomics for r in op.results)
+
+
+def widens(function: Function) -> bool:
+    """Whether the kernel makes wider integers of narrow ones."""
+
+    def found(region: Region) -> bool:
+        return any(
+            (op.name in ("arith.extsi", "arith.extui") and op.operand_types[0].element in ("i8", "i16"))
+            or any(found(inner) for inner in op.regions)
+            for block in region.blocks
+            for op in block.ops
+        )
+
+    return found(function.body)
