@@ -87,8 +87,8 @@ def _problem(c: Comparison) -> Problem:
 def _power(exponent: float) -> str:
     """A power of ten, even where no float holds it."""
     if math.isfinite(exponent) and abs(exponent) > 300:
-        return f"1e{exponent:.0f}"
-    return number(10.0**exponent, 2)
+        return f"1e{exponent:.0f}".replace("-", "−")
+    return number(10.0**exponent, 2).replace("-", "−")
 
 
 def _differences(run: Run, comparisons: Sequence[Comparison]) -> list[Difference]:
@@ -106,7 +106,7 @@ def _differences(run: Run, comparisons: Sequence[Comparison]) -> list[Difference
             again = "" if known else clip(replay_exact(c.case, run.manifest.implementation), 4000)
             found[id(c)] = Difference(clip(f"{briefly(c.case)}, in {c.arithmetic}", 300), again, [])
         amount = "" if c.digits else f"{count(m.count)} of {count(m.elements)} elements, "
-        amount += f"off by up to {number(m.deviation)} of the largest element"
+        amount += f"off by up to {number(m.deviation)} times the largest element"
         seen = f"in {len(by_tensor[tensor])} of {plural(asked, 'problem')}"
         found[id(c)].tensors.append((tensor, f"{amount}, {seen}", clip(m.where, 600)))
     return list(found.values())
@@ -202,7 +202,9 @@ def shares(run: Run, limit: int) -> list[Share]:
 
 def unattributed(run: Run) -> str:
     """Why there is no attribution, in one line."""
-    comparisons = run.verdict.algebra.comparisons if run.verdict.algebra else ()
+    if run.verdict.algebra is None:
+        return "Not measured in this run."
+    comparisons = run.verdict.algebra.comparisons
     if any(c.status == "equal" for c in comparisons):
         return "Not available: the source does something that cannot be run with the roundings of one site alone."
     if any(c.status == "different" for c in comparisons):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -199,24 +200,29 @@ class Broken:
     replay: str
 
 
+# What the interpreter raises ends with the line of the kernel; between its name and that are numbers of the case.
+_AT_A_LINE = re.compile(r"(\w+): .*(\[[^\[\]]+:\d+\])", re.DOTALL)
+
+
 def broken(run: Run, limit: int) -> tuple[list[Broken], int]:
-    """Cases that gave no result, grouped by status and message, most frequent first; and how many groups
-    are left out.
+    """Cases that gave no result, grouped by status and message (by error and line, where it names a line of the
+    kernel), most frequent first; and how many groups are left out.
     """
     groups: dict[tuple[str, str], dict[str, Row]] = defaultdict(dict)
     for row in run.rows:
         if did_not_return(row):
             message = (row.message or "").strip()
-            groups[row.status, message].setdefault(row.case_id, row)
+            placed = _AT_A_LINE.fullmatch(message)
+            groups[row.status, " ".join(placed.groups()) if placed else message].setdefault(row.case_id, row)
     ranked = sorted(groups.items(), key=lambda item: -len(item[1]))
     found = [
         Broken(
             status=status,
-            message=clip(message, 600),
+            message=clip((next(iter(cases.values())).message or "").strip(), 600),
             n=len(cases),
             dtypes=order([row.dtype for row in cases.values() if row.dtype], DTYPES),
             replay=clip(min((replay(r, run.manifest.implementation) for r in cases.values()), key=len), 2000),
         )
-        for (status, message), cases in ranked[:limit]
+        for (status, _), cases in ranked[:limit]
     ]
     return found, len(ranked) - len(found)

@@ -29,6 +29,12 @@
     return exponent >= -2 && exponent <= 3 ? format(x) : `10${superscript(exponent)}`;
   };
 
+  const percent = (x) => {
+    if (!finite(x) || x > 9.99) return ">999 %";
+    if (x > 0 && x < 1e-4) return "<0.01 %";
+    return `${x < 0.0995 ? +(100 * x).toPrecision(2) : Math.round(100 * x)} %`;
+  };
+
   // Ticks of a logarithmic axis: powers of ten, thinned to fit, or 1 2 5 within less than two decades.
   const logTicks = ([low, high], most) => {
     const from = Math.ceil(Math.log10(low) - 1e-9), to = Math.floor(Math.log10(high) + 1e-9);
@@ -292,7 +298,7 @@
   // A bar per tensor, dtype and run, stacked by kind of rounding site; what fits is written into it.
   drawings.sites = (element) => {
     const width = element.clientWidth, several = data.implementations.length > 1;
-    const left = several ? 92 : 74, right = 52, unit = 21;
+    const left = several ? 92 : 74, right = 56, unit = 21;
     const high = Math.min(1.5, Math.max(1.02, ...data.sites.map((d) => (finite(d[2]) ? d[2] : 0))));
     const room = (width - left - right) / high; // pixels of the whole
     const bars = [], names = [], parts = [];
@@ -303,7 +309,7 @@
       let x = 0;
       for (const [kind, part, sites] of stack) {
         const bad = failed && data.kinds[kind] === "accumulators", from = Math.min(x, high);
-        const to = Math.min((x += finite(part) ? part : high), high), share = `${part < 0.0995 ? +(100 * part).toPrecision(2) : Math.round(100 * part)} %`;
+        const to = Math.min((x += finite(part) ? part : high), high), share = percent(part);
         const fits = [`${bad ? "✕ " : ""}${data.kinds[kind]} ${share}`, bad ? "✕" : data.kinds[kind], ""].find((text) => text.length * 6.6 + 6 <= (to - from) * room || !text);
         parts.push({ y: bar.y, x1: from, x2: to, x: (from + to) / 2, fill: bad ? "var(--bad)" : `var(--s${kind})`, label: fits, text: `${name}${several ? `\n${shorten(bar.s.label, 30)}` : ""}\n${data.kinds[kind]} ${share}\n${sites}` });
       }
@@ -320,7 +326,7 @@
         Plot.rect(parts, { x1: "x1", x2: "x2", y1: (p) => p.y - 8.5, y2: (p) => p.y + 8.5, fill: "fill", insetRight: 1.5 }),
         Plot.text(parts, { x: "x", y: "y", text: "label", fill: "var(--paper)" }),
         Plot.ruleX([1], { stroke: "currentColor", strokeWidth: 1.5 }),
-        Plot.text(bars, { y: "y", text: (b) => (finite(b.total) ? `${Math.round(100 * b.total)} %` : "–"), frameAnchor: "right", dx: right - 8, textAnchor: "end" }),
+        Plot.text(bars, { y: "y", text: (b) => percent(b.total), frameAnchor: "right", dx: right - 8, textAnchor: "end" }),
         Plot.tip(parts, Plot.pointer({ x: "x", y: "y", title: "text", maxRadius: 60 })),
       ],
     }));

@@ -139,7 +139,7 @@ def _mask(mask: JsonValue) -> str:
 
 _MEANINGS = {
     "returns": "The call gave no result of attention's shape and dtype: it raised, hung or died.",
-    "finite": "NaN or infinity where the true result is finite.",
+    "finite": "NaN, or an infinity that the true result does not have.",
     "bound": "An error beyond what rounding can do, in whatever order the sums are taken: a mistake, not bad luck.",
     "written": "Elements of a result that nothing writes: they hold what the memory held before.",
     "inputs-unchanged": "The call changes its inputs, or the memory around them.",

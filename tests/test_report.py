@@ -546,7 +546,7 @@ def test_what_was_compared_in_exact_arithmetic() -> None:
     case = "fp16 · integers · mask causal window 7, ∞ bottom-right · B1 H2 M5 N37 D16 · scale 0.5"
     assert f"{case} 16 × 32 rationals 500 equal" in text
     assert "refused no window longer than its sequence" in text
-    assert "1.6e-50 at 50 digits, 1.3e-100 at 100 digits" in text
+    assert "1.6e−50 at 50 digits, 1.3e−100 at 100 digits" in text
     assert "Not the definition's" not in text
 
 
@@ -554,11 +554,12 @@ def test_what_differs_is_told_with_its_place_at_the_smallest_problem() -> None:
     run = with_algebra(make_run(20), DIFFERENT, "different")
     text = squeezed([run])
     assert "Not the definition's dk" in text
-    assert "dk 23 of 1 150 elements, off by up to 0.5 of the largest element, in 2 of 5 problems each off by" in text
+    assert "dk 23 of 1 150 elements, off by up to 0.5 times the largest element, in 2 of 5 problems each off by" in text
     assert "factor 1/2; stored at backward.py:23" in text
     assert "backward.py:29" not in text  # a larger problem
     assert (
-        "lse off by up to 8.00e-07 of the largest element, in 1 of 5 problems largest difference at [0, 1, 3]" in text
+        "lse off by up to 8.00e-07 times the largest element, in 1 of 5 problems largest difference at [0, 1, 3]"
+        in text
     )
     shown = algebra.exact(run, 3)
     assert [p.status for p in shown.problems] == ["different"] * 3  # they come first
@@ -574,16 +575,25 @@ def test_a_command_that_a_finding_has_is_not_repeated() -> None:
     assert text.count("flashproof exact") == 2  # the finding's, and the one in digits
 
 
-@pytest.mark.parametrize(("found", "says"), [(UNAVAILABLE, "no Triton kernel was launched"), (None, "")])
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [(UNAVAILABLE, "Not measured: this needs a kernel whose source runs"), (None, "Not measured in this run.")],
+)
 def test_without_exact_arithmetic_there_is_one_line(found: Algebra | None, says: str) -> None:
-    answer = Answer(status="not available", evidence=f"Because {says}.")
+    answer = Answer(status="not available", evidence="No Triton kernel was launched.")
     run = make_run(20)
     exactness = run.verdict.exactness.model_copy(update={"algebraic": answer})
     page = outline([replace(run, verdict=run.verdict.model_copy(update={"algebra": found, "exactness": exactness}))])
     text = " ".join(page.text.split())
-    assert f"In exact arithmetic not available Because {says}. Error against the truth" in text
-    assert "Where the rounding error arises Not measured: this needs a kernel whose source runs" in text
+    assert "In exact arithmetic not available No Triton kernel was launched. Error against the truth" in text
+    assert f"Where the rounding error arises {says}" in text
     assert not {"digits", "sites"} & set(page.ids)
+
+
+@pytest.mark.parametrize(("found", "says"), [(EQUAL, "Not available: the source"), (DIFFERENT, "not attention either")])
+def test_why_nothing_is_attributed(found: Algebra, says: str) -> None:
+    own = Algebra(comparisons=found.comparisons[2:])  # the first two are equal
+    assert says in algebra.unattributed(with_algebra(make_run(1), own))
 
 
 def test_the_attribution_is_stacked_in_the_order_of_a_kernel() -> None:
@@ -674,6 +684,16 @@ def test_cases_without_a_result_are_grouped() -> None:
     text = " ".join(outline([nothing(raised(), "fail")]).text.split())
     assert "✕" not in text  # signs are the style sheet's: the words are there without them
     assert re.search("raised 7 bf16 boom 0 .*raised 6 bf16 boom 2", text)
+
+
+def test_what_the_interpreter_raises_is_grouped_by_line() -> None:
+    rows = [
+        replace(row, message=f"ConflictError: conflict: one program writes lse[{i}] [/a/kernel.py:{80 + i % 2}]")
+        for i, row in enumerate(raised())
+    ]
+    groups, _ = overview.broken(nothing(rows, "fail"), 9)
+    assert [(group.n, group.message[-15:]) for group in groups] == [(10, "a/kernel.py:80]"), (10, "a/kernel.py:81]")]
+    assert squeezed([nothing(rows, "fail")]).count("without an atomic") == 2
 
 
 @pytest.mark.parametrize("broken", [False, True])

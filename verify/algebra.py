@@ -36,12 +36,12 @@ def answer(algebra: Algebra | None) -> Answer:
             parts.append(f"all {elements:,} elements of {len(rational)} problems in rationals equal the definition's")
         parts += [_digits(c) for c in asked if c.digits][:1]
         parts += _left_out(algebra)
-        return Answer(status="equal", evidence=_sentence(parts))
+        return Answer(status="equal", evidence=sentence(parts))
     small = all(_deviation(c) <= NEGLIGIBLE for c in different)
     parts = [f"{len(different)} of {len(asked)} problems differ from the definition", *_worst(different)]
     if small:
         parts.append(f"by less than {NEGLIGIBLE:.1g} of the largest element, so that no half format can tell")
-    return Answer(status="nearly equal" if small else "different", evidence=_sentence(parts + _left_out(algebra)))
+    return Answer(status="nearly equal" if small else "different", evidence=sentence(parts + _left_out(algebra)))
 
 
 def checks(algebra: Algebra | None) -> list[Check]:
@@ -166,10 +166,15 @@ def _digits(c: Comparison) -> str:
 
 
 def _left_out(algebra: Algebra) -> list[str]:
-    reasons = {c.detail: c for c in algebra.comparisons if c.status == "unavailable"}
-    return [f"{c.arithmetic} not available: {why}" for why, c in list(reasons.items())[:2]]
+    """Per arithmetic the first reason: others tend to be the same with other numbers."""
+    reasons: dict[str, str] = {}
+    for c in algebra.comparisons:
+        if c.status == "unavailable":
+            reasons.setdefault(c.arithmetic, c.detail)
+    return [f"{arithmetic} not available: {why}" for arithmetic, why in reasons.items()]
 
 
-def _sentence(parts: Sequence[str]) -> str:
+def sentence(parts: Sequence[str]) -> str:
+    """The parts of an answer's evidence as one sentence."""
     text = "; ".join(parts)
     return text[0].upper() + text[1:] + "."

@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..reports.record import Algebra, Answer, Check, Exactness, Finding, Row, Verdict
 from .algebra import answer as algebraic_answer
+from .algebra import sentence
 from .budgets import Budgets
 from .judge import Judgement, known
 
@@ -68,7 +69,7 @@ def _bitwise(judgement: Judgement, rows: Sequence[Row]) -> Answer:
         parts.append(f"{sum(shares) / len(shares):.0%} of the output's elements have standard attention's bits, "
                      f"all of them in {identical} of {len(shares)} cases")  # fmt: skip
         stable = stable and identical == len(shares)
-    return Answer(status="same bits" if stable and not differing else "different bits", evidence="; ".join(parts) + ".")
+    return Answer(status="same bits" if stable and not differing else "different bits", evidence=sentence(parts))
 
 
 def _accuracy(judgement: Judgement, state: str) -> Answer:
@@ -87,7 +88,7 @@ def _accuracy(judgement: Judgement, state: str) -> Answer:
         )
     parts.append("; ".join(f"{c.name} fails for {c.tensor or 'the call'}: {c.detail}" for c in failed[:3])
                  or f"every element within its a priori bound in {max(c.n for c in bounds)} cases")  # fmt: skip
-    return Answer(status="fail" if failed else "pass" if state == "pass" else state, evidence="; ".join(parts) + ".")
+    return Answer(status="fail" if failed else "pass" if state == "pass" else state, evidence=sentence(parts))
 
 
 def _sentence(judgement: Judgement, implementation: str, state: str, exactness: Exactness) -> str:
