@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..reports.record import Tensor as TensorName
 from .case import Case, DType
 from .implementation import Implementation, RefusedError
 from .inputs import build
+from .probe import has_gradients
 
 WHOLE = "whole"  # the kernel as it is
 REST = "sum of the parts"
@@ -31,7 +33,7 @@ def attribution(implementation: Implementation, device: str, dtype: DType, seed:
 
     Returns an empty list for what has no Triton kernel, or does what no other arithmetic can.
     """
-    del device
+    implementation = replace(implementation, has_backward=has_gradients(implementation, device))
     squares: dict[tuple[str, str], list[float]] = defaultdict(list)
     lines: dict[str, set[str]] = defaultdict(set)
     for n in range(samples):

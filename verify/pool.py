@@ -7,6 +7,7 @@ dropped: a survey would repeat it thousands of times, and a replay shows it.
 from __future__ import annotations
 
 import gc
+import importlib
 import multiprocessing
 import os
 import signal
@@ -66,6 +67,7 @@ def _initialise(spec: str, device: str, quiet: bool) -> None:
         _implementation, _device = prepare(spec, device), device
     except UsageError as e:  # it loads in the main process and not in this one: the first task says so
         _implementation = e
+    importlib.import_module("torch.fx.experimental.symbolic_shapes")  # else the first gradient would, on a case's time
     gc.collect()
     gc.freeze()  # a million objects of torch and Triton that stay: collections need not walk them again and again
 

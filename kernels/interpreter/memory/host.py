@@ -36,6 +36,11 @@ class HostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._tracker, self._ledger, self._arithmetic = tracker, ledger, arithmetic.at(HOST)
         self.rounded: set[str] = set()  # operations that took wide numbers and returned rounded ones
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler, a second of work, to keep it away from what it never sees."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
