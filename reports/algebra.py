@@ -155,8 +155,8 @@ class Bar:
     failed: bool
 
 
-def bars(runs: Sequence[Run]) -> list[Bar]:
-    """By tensor, dtype and run, so that the runs stand next to each other."""
+def bars(runs: Sequence[Run], limit: int = 100) -> list[Bar]:
+    """At most `limit`, by tensor, dtype and run, so that the runs stand next to each other."""
     found = []
     for index, run in enumerate(runs):
         by_bar: dict[tuple[str, str], list[Share]] = defaultdict(list)
@@ -168,7 +168,7 @@ def bars(runs: Sequence[Run]) -> list[Bar]:
             for (tensor, dtype), shares in by_bar.items()
         ]
     dtypes = order([bar.dtype for bar in found], DTYPES)
-    return sorted(found, key=lambda bar: (TENSORS.index(bar.tensor), dtypes.index(bar.dtype), bar.run))
+    return sorted(found, key=lambda bar: (TENSORS.index(bar.tensor), dtypes.index(bar.dtype), bar.run))[:limit]
 
 
 def _bar(run: int, tensor: str, dtype: str, shares: Sequence[Share], *, failed: bool) -> Bar:

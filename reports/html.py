@@ -69,7 +69,7 @@ def _page(runs: Sequence[Run], budget: _Budget) -> str:
     ulps = figures.ulps(groups)
     choice = choose(runs, budget.points, budget.characters)
     cells = _worst_cells(runs)
-    digits, bars = algebra.digits(runs, budget.rows), algebra.bars(runs)
+    digits, bars = algebra.digits(runs, budget.rows), algebra.bars(runs, budget.rows)
     drawn = {
         "series": [[s.label, s.kind, s.key] for s in groups.series],
         "panels": groups.panels,

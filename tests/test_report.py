@@ -706,6 +706,18 @@ def test_fifty_thousand_rows_fit(broken: bool) -> None:
     assert {point[1] for point in drawn["points"]} == set(range(10))  # every tensor and dtype is drawn
 
 
+def enormous_algebra() -> Algebra:
+    one = odd_algebra().verdict.algebra
+    assert one is not None
+    comparisons = [
+        c.model_copy(update={"detail": "d" * 10**5, "digits": c.digits * 99, "case": {"M": f"m{i}" * 10**4}})
+        for i, c in enumerate(one.comparisons * 200)
+    ]
+    shares = [s.model_copy(update={"site": f"s:{i}" * 10**4, "lines": "l" * 10**5}) for i, s in enumerate(one.shares)]
+    dtypes = [s.model_copy(update={"dtype": f"{i} of many"}) for i, s in enumerate(shares * 100)]
+    return Algebra(comparisons=tuple(comparisons), shares=(*shares * 20, *dtypes))
+
+
 def test_enormous_texts_fit() -> None:
     run = make_run(60, broken=True)
     rows = tuple(replace(row, message="m" * 10**5, case_json=json.dumps("y" * 20_000)) for row in run.rows)
@@ -715,6 +727,7 @@ def test_enormous_texts_fit() -> None:
             "sentence": "s" * 10**6,
             "checks": run.verdict.checks * 200,
             "not_covered": ("n" * 10**5,) * 2000,
+            "algebra": enormous_algebra(),
         },
     )
     page = outline([replace(run, rows=rows, findings=findings * 200, verdict=verdict)])
