@@ -15,9 +15,10 @@ import pytest
 import torch
 from flashproof.kernels import interpreter
 from flashproof.reference import Mask, attention, rational
-from flashproof.reports.record import Algebra, Comparison, Mismatch
+from flashproof.reports.record import Algebra, Comparison, Mismatch, Share
 from flashproof.verify import algebra, budgets
 from flashproof.verify.attribution import REST, WHOLE, attribution
+from flashproof.verify.budgets import load as load_budgets
 from flashproof.verify.exact import NEGLIGIBLE, Problem, problems, solve
 from flashproof.verify.loading import load
 from flint import fmpq
@@ -234,6 +235,21 @@ def test_the_parts_add_up_to_the_whole(dtype):
         "backward_dq:output",
         "flash_forward:output",
     }
+
+
+def test_parts_that_do_not_add_up_are_not_judged():
+    """A race, say, makes errors that no rounding explains."""
+    budgets = load_budgets()
+
+    def statuses(total):
+        parts = {WHOLE: 1.0, REST: total, "k:accumulators": 0.5 * total}
+        shares = tuple(
+            Share(dtype="bf16", tensor="dq", site=site, rms=part**0.5, part=part) for site, part in parts.items()
+        )
+        return [c.status for c in algebra.accumulator_checks(Algebra(shares=shares), budgets, "x")]
+
+    assert statuses(1.0) == ["fail"]
+    assert statuses(5.0) == statuses(0.1) == []
 
 
 def test_a_rounding_that_is_not_there_has_no_part(tmp_path, monkeypatch):

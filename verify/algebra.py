@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from ..reports.record import Algebra, Answer, Check, Comparison, Finding, Mismatch, Share
 from ..reports.record import Tensor as TensorName
+from .attribution import REST
 from .budgets import Budgets
 from .case import Case, parse_case
 from .exact import NEGLIGIBLE
@@ -38,7 +39,7 @@ def answer(algebra: Algebra | None) -> Answer:
         parts += _left_out(algebra)
         return Answer(status="equal", evidence=sentence(parts))
     small = all(_deviation(c) <= NEGLIGIBLE for c in different)
-    parts = [f"{len(different)} of {len(asked)} problems differ from the definition", *_worst(different)]
+    parts = [f"{_some(len(different), len(asked))} from the definition", *_worst(different)]
     if small:
         parts.append(f"by less than {NEGLIGIBLE:.1g} of the largest element, so that no half format can tell")
     return Answer(status="nearly equal" if small else "different", evidence=sentence(parts + _left_out(algebra)))
@@ -88,11 +89,14 @@ def _limit(budgets: Budgets, implementation: str, share: Share) -> float:
 
 
 def _accumulated(algebra: Algebra | None, tensor: TensorName) -> dict[str, Share]:
-    """By half-precision dtype: what all accumulators together contribute to a tensor's error."""
+    """By half-precision dtype: what all accumulators together contribute to a tensor's error.
+
+    Nothing where the parts do not add up to the whole: then something other than rounding makes the error.
+    """
     out: dict[str, Share] = {}
-    for s in algebra.shares if algebra is not None else ():
-        if s.tensor != tensor or s.dtype == "fp32":
-            continue
+    own = [s for s in (algebra.shares if algebra is not None else ()) if s.tensor == tensor and s.dtype != "fp32"]
+    additive = {s.dtype for s in own if s.site == REST and 0.5 < s.part < 1.5}
+    for s in (s for s in own if s.dtype in additive):
         known = out.setdefault(s.dtype, s.model_copy(update=dict(site="accumulators", rms=0.0, part=0.0, lines="")))
         if s.site.endswith(":accumulators"):
             lines = ", ".join(x for x in (known.lines, s.lines) if x)
@@ -144,6 +148,10 @@ def replay_line(c: Comparison, spec: str) -> str:
     """The command that shows this comparison again."""
     case = parse_case(json.dumps(c.case)).to_json()
     return f"flashproof exact {shlex.quote(spec)} --case {shlex.quote(case)}"
+
+
+def _some(n: int, of: int) -> str:
+    return f"{n} of {of} problems {'differs' if n == 1 else 'differ'}"
 
 
 def _deviation(c: Comparison) -> float:

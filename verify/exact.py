@@ -262,35 +262,36 @@ def _in_digits(implementation: Implementation, case: Case, digits: tuple[int, ..
         for name, tensor in outputs.tensors().items():
             got = session.values(tensor)
             elements += got.size
-            apart, place = _apart(got, wanted[name], bits)
+            apart, place, count = _apart(got, wanted[name], bits, _SLACK - n)
             worst = max(worst, apart)
-            if apart > _SLACK - n:
-                line = session.stored(tensor).calls()
-                where = f"largest difference at {place}; stored at {line}"
-                mismatches.append(Mismatch(tensor=cast(TensorName, name), count=1, elements=got.size, where=where,
+            if count:
+                where = f"largest difference at {place}; stored at {session.stored(tensor).calls()}"
+                mismatches.append(Mismatch(tensor=cast(TensorName, name), count=count, elements=got.size, where=where,
                                            deviation=10.0 ** min(apart, 300)))  # fmt: skip
         found.append((n, worst))
     return _judged(session, mismatches, elements) | dict(digits=tuple(found))
 
 
-def _apart(got: Objects, wanted: list[arb], bits: int) -> tuple[float, list[int]]:
-    """(log10 of the largest |got - wanted| relative to the largest |wanted|, where); infinities must agree."""
+def _apart(got: Objects, wanted: list[arb], bits: int, limit: int) -> tuple[float, list[int], int]:
+    """How far apart two tensors are, in units of the largest |wanted|; infinities must agree.
+
+    Returns log10 of the largest distance, where it is, and how many distances exceed 10^limit.
+    """
     with ctx.workprec(bits):
-        largest = max((abs(w) for w in wanted if w.is_finite()), key=_middle, default=arb(1))
-        worst, place = arb(0), 0
+        largest = max((abs(w).mid() for w in wanted if w.is_finite()), key=_middle, default=arb(1))
+        largest = largest if largest != 0 else arb(1)
+        worst, place, count = arb(0), 0, 0
         for i, (g, w) in enumerate(zip(got.flat, wanted, strict=True)):
             if not w.is_finite() or not math.isfinite(g):
-                if float(g) == _middle(w):
-                    continue
-                return math.inf, [int(j) for j in np.unravel_index(i, got.shape)]
-            mantissa, exponent = g.as_mantissa_exp()
-            gap = abs(arb(int(mantissa)) * arb(2) ** int(exponent) - w)
-            if _middle(gap - worst) > 0 or gap.mid() > worst.mid():
+                gap = arb(0) if float(g) == _middle(w) else arb("inf")
+            else:
+                mantissa, exponent = g.as_mantissa_exp()
+                gap = abs(arb(int(mantissa)) * arb(2) ** int(exponent) - w).mid() / largest
+            count += bool(gap > arb(10) ** limit)
+            if gap > worst:
                 worst, place = gap, i
-        if worst.mid() == 0:
-            return -math.inf, [0]
-        ratio = worst.mid() / (largest.mid() if largest.mid() != 0 else arb(1))
-        return float((ratio.log() / arb(10).log()).mid()), [int(j) for j in np.unravel_index(place, got.shape)]
+        apart = -math.inf if worst == 0 else _middle(worst.log() / arb(10).log())
+        return apart, [int(j) for j in np.unravel_index(place, got.shape)], count
 
 
 def _middle(x: arb) -> float:
