@@ -2,7 +2,8 @@
 
 Each engine has a process of its own, the two take turns, and every figure is the median over the rounds.  "First" is
 the first call of a process: Triton's interpreter needs nothing for it, ours translates the kernel (`first`) or finds
-it translated by an earlier process (`first, translated`).  "Warm" is any call after that.
+it translated by an earlier process (`first, translated`).  "Warm" is any call after that; "tracked / ours" is what
+tracking memory costs a warm call of ours.
 """
 
 from __future__ import annotations
@@ -71,10 +72,12 @@ class Times:
     first: list[float] = field(default_factory=list)
     translated: list[float] = field(default_factory=list)
     warm: list[float] = field(default_factory=list)
+    tracked: list[float] = field(default_factory=list)  # warm, with memory tracked
 
     def add(self, answer: dict[str, Any]) -> None:
         self.first.append(answer["first"])
         self.warm.append(min(answer["warm"]))
+        self.tracked += [min(answer["tracked"])] if answer["tracked"] else []
 
 
 def difference(a: Tensor, b: Tensor) -> tuple[int, int, float]:
@@ -109,8 +112,9 @@ def _row(w: Workload, ours: Times, theirs: Times, bits: str) -> tuple[str, float
     a, b = ({n: statistics.median(getattr(t, n)) for n in ("first", "warm")} for t in (ours, theirs))
     translated = statistics.median(ours.translated)
     ratios = (b["warm"] / a["warm"], b["first"] / translated, b["first"] / a["first"])
-    cells = (w.name, _time(b["warm"]), _time(a["warm"]), f"**{ratios[0]:.3g}**", _time(b["first"]), _time(translated),
-             f"{ratios[1]:.3g}", _time(a["first"]), f"{ratios[2]:.3g}", bits)  # fmt: skip
+    watched = f"{statistics.median(ours.tracked) / a['warm']:.2f}"
+    cells = (w.name, _time(b["warm"]), _time(a["warm"]), f"**{ratios[0]:.3g}**", watched, _time(b["first"]),
+             _time(translated), f"{ratios[1]:.3g}", _time(a["first"]), f"{ratios[2]:.3g}", bits)  # fmt: skip
     return f"| {' | '.join(cells)} |", ratios[0]
 
 
@@ -150,8 +154,8 @@ def main() -> int:
 def _bench(ours: Engine, theirs: Engine, folder: Path, chosen: list[Workload], rounds: int, seconds: float) -> int:
     alone = [engine.ask("operations", folder / "operations", 0) for engine in (ours, theirs)]
     table, differ = _operation_rows(*alone)
-    columns = ("kernel", "Triton warm", "ours warm", "ratio", "Triton first", "ours first, translated", "ratio",
-               "ours first", "ratio", "bits")  # fmt: skip
+    columns = ("kernel", "Triton warm", "ours warm", "ratio", "tracked / ours", "Triton first",
+               "ours first, translated", "ratio", "ours first", "ratio", "bits")  # fmt: skip
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     slower, missed = [], []
     for w in chosen:
