@@ -27,7 +27,10 @@ class Session:
         self.ledger = Ledger()
         self.tracker = None if tracked is None else Tracker(tracked)
         ledger = self.ledger if arithmetic.wide else None
-        self._mode = HostMode(self.tracker, ledger, arithmetic) if ledger is not None or tracked is not None else None
+        # conflicts are between instances of one launch: what the host does is nothing to them, and not listened to
+        listens = tracked is not None and (tracked.uninitialised or tracked.unwritten)
+        tracker = self.tracker if listens else None
+        self._mode = HostMode(tracker, ledger, arithmetic) if ledger is not None or listens else None
 
     def memory(
         self, tensors: Sequence[tuple[str, torch.Tensor]], grid: tuple[int, int, int], written: Sequence[torch.Tensor],
