@@ -57,14 +57,19 @@ class Problem:
 
 def problems(implementation: Implementation, seed: int, *, thorough: bool) -> list[Problem]:
     """Everything the algebra of a kernel may depend on; `thorough` doubles the lengths and tries more tiles."""
-    takes_tiles = "tiles" in inspect.signature(implementation.function).parameters
-    tiles: list[tuple[int, int] | None] = [(16, 16), (32, 32), (32, 16), (16, 32)] if takes_tiles else [None]
+    tiles = _tiles(implementation)
     cases = [c for case in _cases(seed, long=thorough) if (c := _within_reach(case, implementation)) is not None]
-    each = 2 if thorough and takes_tiles else 1
+    each = min(len(tiles), 2 if thorough else 1)
     chosen = [Problem(c, tiles[(n + i) % len(tiles)]) for n, c in enumerate(cases) for i in range(each)]
     generic = [c.with_(regime="normal") for c in cases[: 2 if thorough else 1]]
     digits = DIGITS if thorough else DIGITS[:2]
     return chosen + [Problem(c, tiles[n % len(tiles)], digits) for n, c in enumerate(generic)]
+
+
+def _tiles(implementation: Implementation) -> list[tuple[int, int] | None]:
+    """The tile shapes to try; a function without a `tiles` option has its own."""
+    takes_tiles = "tiles" in inspect.signature(implementation.function).parameters
+    return [(16, 16), (32, 32), (32, 16), (16, 32)] if takes_tiles else [None]
 
 
 def _within_reach(case: Case, implementation: Implementation) -> Case | None:
@@ -116,7 +121,8 @@ def problems_of(
     if case.regime not in REGIMES:
         raise UsageError(f"not a case: unknown regime {case.regime!r}; there are {', '.join(REGIMES)}")
     rational_too = case.regime == "integers" and case.mask.bias is None
-    return [*([Problem(case)] if rational_too else []), Problem(case, None, DIGITS)]
+    rationals = [Problem(case, tiles) for tiles in _tiles(implementation)] if rational_too else []
+    return [*rationals, Problem(case, _tiles(implementation)[0], DIGITS)]
 
 
 def compare(pool: Pool, problems: Sequence[Problem], progress: Progress) -> list[Comparison]:
