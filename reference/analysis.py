@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .arrangements import PRECISIONS, Arrangement
-from .attention import Forward, Gradients
+from .attention import Forward, Gradients, check_gradients
 from .blocks import blocks, clean
 from .bounds import Bounds, Certification
 from .masks import Mask
@@ -39,8 +39,7 @@ def analyse(
 
     The bounds are for the arrangement `certified`.
     """
-    if (do is None) != (gradients is None):
-        raise ValueError("give both do and gradients, or neither")
+    check_gradients(do, gradients)
     p, keys = PRECISIONS[q.dtype], Keys(clean(k), clean(v))
     bounds = Certification(q, keys.k, keys.v, scale, certified, truth, gradients)
     scales = ScaleSums(keys.k, keys.v, scale, truth, gradients=do is not None)

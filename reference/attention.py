@@ -94,6 +94,12 @@ def backward(q: Tensor, k: Tensor, v: Tensor, do: Tensor, mask: Mask, scale: flo
 # ---- the pieces, shared with the error bounds ----
 
 
+def check_gradients(do: Tensor | None, gradients: Gradients | None) -> None:
+    """Raises ValueError when only one of dO and the gradients is given."""
+    if (do is None) != (gradients is None):
+        raise ValueError("give both do and gradients, or neither")
+
+
 def check_shapes(q: Tensor, k: Tensor, v: Tensor, do: Tensor | None = None) -> None:
     """Raises ValueError unless q [B, H, M, D], k and v [B, HK, N, D], do like q, and HK divides H."""
     four = q.ndim == k.ndim == 4

@@ -47,7 +47,7 @@ import torch
 from torch import Tensor
 
 from .arrangements import PRECISIONS, Arrangement
-from .attention import Forward, Gradients, group
+from .attention import Forward, Gradients, check_gradients, group
 from .backward_bounds import KeySums, backward_errors, key_gradient_errors
 from .blocks import Block, blocks, clean
 from .forward_bounds import logit_error, output_error
@@ -87,8 +87,7 @@ def certify(
     KeyError for a dtype other than fp16, bf16 and fp32, ValueError when the shapes do not fit or only one
     of do and gradients is given.
     """
-    if (do is None) != (gradients is None):
-        raise ValueError("give both do and gradients, or neither")
+    check_gradients(do, gradients)
     sums = Certification(q, clean(k), clean(v), scale, arrangement, truth, gradients)
     for b in blocks(q, sums.setting.k, sums.setting.v, do, mask, scale, truth):
         sums.add(b)

@@ -16,6 +16,7 @@ from .attention import Forward, Gradients, check_shapes, forward
 from .blocks import clean
 from .masks import Mask
 from .predictors import Scales, natural_scales
+from .rational import score_gradient
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +101,7 @@ def balls(q: Tensor, k: Tensor, v: Tensor, do: Tensor, mask: Mask, scale: float,
                 for h in range(g * (H // HK), (g + 1) * (H // HK)):
                     Q, dO = _matrix(q[b, h]), _matrix(do[b, h])  # M x D
                     P, L = _weights(Q * K.transpose(), visible[b, h], bias[b, h], scale)  # M x N, M
-                    dS = _score_gradient(P, dO * V.transpose())  # M x N
+                    dS = score_gradient(P, dO * V.transpose())  # M x N
                     x.o.extend((P * V).entries())
                     x.lse.extend(L)
                     x.dq.extend((dS * K * arb(scale)).entries())
@@ -149,16 +150,6 @@ def _weights(products: arb_mat, visible: Tensor, bias: Tensor, scale: float) -> 
         for j in keys:
             p[i][j] = w[j] / total
     return arb_mat(M, N, [x for row in p for x in row]), lse
-
-
-def _score_gradient(p: arb_mat, dp: arb_mat) -> arb_mat:
-    """DS = P * (dP - rowsum(P * dP)), M x N."""
-    M, N = p.nrows(), p.ncols()
-    ds = []
-    for i in range(M):
-        delta = sum((p[i, j] * dp[i, j] for j in range(N)), arb(0))
-        ds += [p[i, j] * (dp[i, j] - delta) for j in range(N)]
-    return arb_mat(M, N, ds)
 
 
 def _ball(x: list[arb], shape: torch.Size) -> Ball:

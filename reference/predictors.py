@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .arrangements import PRECISIONS, U32, Arrangement, Precision
-from .attention import Forward, Gradients, group, ungroup
+from .attention import Forward, Gradients, check_gradients, group, ungroup
 from .blocks import Block, blocks, clean
 from .masks import Mask
 from .moments import LOG_UNIFORM, Keys, Moments, var_round
@@ -104,8 +104,7 @@ def predict(
     Raises KeyError for a dtype other than fp16, bf16 and fp32, ValueError when the shapes do not fit or
     only one of do and gradients is given.
     """
-    if (do is None) != (gradients is None):
-        raise ValueError("give both do and gradients, or neither")
+    check_gradients(do, gradients)
     keys = Keys(clean(k), clean(v))
     sums = VarianceSums(arrangement, PRECISIONS[q.dtype], scale, keys, truth, gradients)
     for b in blocks(q, keys.k, keys.v, do, mask, scale, truth):

@@ -12,11 +12,11 @@ A kernel whose source, run in the same arithmetic, gives other numbers does not 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from flint import fmpq, fmpq_mat
+from flint import arb_mat, fmpq, fmpq_mat
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from .blocks import clean
 from .masks import Mask
 
 Rationals = NDArray[Any]  # of fmpq
+Matrix = TypeVar("Matrix", fmpq_mat, arb_mat)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +66,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, do: Tensor, mask: Mask, scale: fl
             for h in range(g * (H // HK), (g + 1) * (H // HK)):
                 Q, dO = _matrix(q[b, h]), _matrix(do[b, h])  # M x D
                 P, R = _weights(Q * K.transpose() * factor, visible[b, h], bits)  # M x N, M
-                dS = _score_gradient(P, dO * V.transpose())  # M x N
+                dS = score_gradient(P, dO * V.transpose())  # M x N
                 result.o[b, h], result.total[b, h] = _array(P * V), R
                 result.dq[b, h] = _array(dS * K * factor)
                 dK += dS.transpose() * Q * factor
@@ -103,11 +104,11 @@ def _power(exponent: fmpq) -> fmpq:
     return fmpq(2) ** int(exponent.p)
 
 
-def _score_gradient(p: fmpq_mat, dp: fmpq_mat) -> fmpq_mat:
-    """DS = P * (dP - rowsum(P * dP)), M x N."""
+def score_gradient(p: Matrix, dp: Matrix) -> Matrix:
+    """DS = P * (dP - rowsum(P * dP)), M x N, of rationals or of balls."""
     M, N = p.nrows(), p.ncols()
     ds = []
     for i in range(M):
-        delta = sum((p[i, j] * dp[i, j] for j in range(N)), fmpq(0))
+        delta = sum(p[i, j] * dp[i, j] for j in range(N))
         ds += [p[i, j] * (dp[i, j] - delta) for j in range(N)]
-    return fmpq_mat(M, N, ds)
+    return type(p)(M, N, ds)

@@ -15,11 +15,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.interpreter import KernelError, arithmetics, interpret
+from ..kernels.interpreter import KernelError, arithmetics
 from ..reference import attention
 from ..reports.record import Share
 from ..reports.record import Tensor as TensorName
 from .case import Case, DType
+from .exact import run_in
 from .implementation import Implementation, RefusedError
 from .inputs import build
 from .probe import has_gradients
@@ -79,11 +80,8 @@ def _sample(
 
 
 def _run(implementation: Implementation, case: Case, arithmetic: Any) -> tuple[dict[str, NDArray[Any]], set[Any]]:
-    inputs = build(case)
-    with interpret(arithmetic) as session:
-        session.follow(inputs.q, inputs.k, inputs.v, inputs.do)
-        outputs = implementation(case, inputs)
-        values = {name: np.asarray(session.values(t), np.float64) for name, t in outputs.tensors().items()}
+    session, outputs = run_in(arithmetic, implementation, case)
+    values = {name: np.asarray(session.values(t), np.float64) for name, t in outputs.tensors().items()}
     return values, session.sites
 
 

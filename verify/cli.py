@@ -326,7 +326,7 @@ def exact(impl: str, case_text: str | None, seed: int, workers: int | None, case
     console = Console()
     pool = Pool(impl, "cpu", workers or os.cpu_count() or 1, case_limit or PROFILES["ci"].case_limit)
     try:
-        problems = problems_of(implementation, pool, seed, case_text, thorough=True)
+        problems = problems_of(implementation, pool, seed, case_text)
         with console.progress() as progress:
             algebra = Algebra(comparisons=tuple(compare(pool, problems, progress)))
     finally:

@@ -104,17 +104,15 @@ def _cases(seed: int, *, long: bool) -> Iterator[Case]:
         yield base.with_(M=24, N=24, scale=-0.25, mask=causal)
 
 
-def problems_of(
-    implementation: Implementation, pool: Pool, seed: int, case_text: str | None, *, thorough: bool
-) -> list[Problem]:
-    """The usual problems, or one case in rationals (where it can be) and in digits.
+def problems_of(implementation: Implementation, pool: Pool, seed: int, case_text: str | None) -> list[Problem]:
+    """All the usual problems, or one case in rationals (where it can be) and in digits.
 
     Raises:
         UsageError: for a text that is no case, or a case that the function has no option for.
     """
     implementation = replace(implementation, has_backward=gradients_of(pool))
     if case_text is None:
-        return problems(implementation, seed, thorough=thorough)
+        return problems(implementation, seed, thorough=True)
     case = parse_case(case_text)
     if (lacking := implementation.lacks(case)) is not None:
         raise UsageError(f"{implementation.name} has no option for {lacking}")
@@ -171,7 +169,7 @@ def _compared(implementation: Implementation, case: Case, digits: tuple[int, ...
     if digits:
         return _in_digits(implementation, case, digits)
     inputs = build(case)
-    session, outputs = _run(implementation, case, arithmetics.exact())
+    session, outputs = run_in(arithmetics.exact(), implementation, case)
     if session.launches == 0:
         return dict(status="unavailable", detail=_NO_KERNEL)
     truth = rational.attention(inputs.q, inputs.k, inputs.v, inputs.do, inputs.mask, case.softmax_scale)
@@ -195,7 +193,8 @@ def _judged(session: Session, mismatches: list[Mismatch], elements: int) -> dict
     return dict(status=status, elements=elements, mismatches=tuple(mismatches), detail=detail)
 
 
-def _run(implementation: Implementation, case: Case, arithmetic: Any) -> tuple[Session, Outputs]:
+def run_in(arithmetic: Any, implementation: Implementation, case: Case) -> tuple[Session, Outputs]:
+    """Run a case in an arithmetic, what torch does between launches included; the session has the outputs' values."""
     inputs = build(case)
     with interpret(arithmetic) as session:
         session.follow(inputs.q, inputs.k, inputs.v, inputs.do)
@@ -261,7 +260,7 @@ def _in_digits(implementation: Implementation, case: Case, digits: tuple[int, ..
     mismatches: list[Mismatch] = []
     elements = 0
     for n in digits:
-        session, outputs = _run(implementation, case, arithmetics.precise(n))
+        session, outputs = run_in(arithmetics.precise(n), implementation, case)
         if session.launches == 0:
             return dict(status="unavailable", detail=_NO_KERNEL)
         worst, mismatches, elements = -math.inf, [], 0

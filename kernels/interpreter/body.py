@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .language.ttir import Op
+from .language.ttir import Op, Region, operations
 
 
 @dataclass(slots=True)
@@ -62,24 +62,16 @@ def mark_dead(body: Body) -> None:
         seen |= reads
 
 
-def _operations(op: Op) -> Iterator[Op]:
-    yield op
-    for region in op.regions:
-        for block in region.blocks:
-            for inner in block.ops:
-                yield from _operations(inner)
-
-
-def alone(op: Op) -> bool:
+def alone(region: Region) -> bool:
     """Whether program instances must run one after the other.
 
     A lock held by one instance and awaited by another is never released while they march in step; and pointers that
     come out of memory point into other tensors in other instances.
     """
-    for o in _operations(op):
+    for o in operations(region):
         if o.name == "tt.int_to_ptr" or (o.name == "tt.load" and o.result_types[0].is_pointer):
             return True
-        if o.name == "scf.while" and any(_waits(c) for b in o.regions[0].blocks for w in b.ops for c in _operations(w)):
+        if o.name == "scf.while" and any(_waits(c) for c in operations(o.regions[0])):
             return True
     return False
 

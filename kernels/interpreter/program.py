@@ -59,7 +59,7 @@ class Program:
         self._slots = {name: i for i, name in enumerate([*_GRID, *self._types])}
         self._blocks = [self._body(b) for b in function.body.blocks]
         largest = max((int(np.prod(t.shape)) for t in self._types.values()), default=1)
-        by_itself = any(alone(op) for b in function.body.blocks for op in b.ops)
+        by_itself = alone(function.body)
         self._batch = 1 if by_itself else max(1, _LANE_ELEMENTS // max(1, largest))
 
     # -- preparation ---------------------------------------------------------------------------------------------------

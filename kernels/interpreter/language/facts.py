@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from .ttir import Function, Op, Region
+from .ttir import Function, Op, Region, operations
 
 _WRITES = ("tt.store", "tt.atomic_rmw", "tt.atomic_cas")
 _ELSEWHERE = ("tt.int_to_ptr", "tt.call")
@@ -77,31 +77,14 @@ def _through(makers: dict[str, list[str]], op: Op, region: Region) -> None:
 
 def atomics_order(function: Function) -> bool:
     """Whether instances may wait for one another: an atomic whose old value is used builds locks and counters."""
-    used: set[str] = set()
-    atomics: list[Op] = []
-
-    def visit(region: Region) -> None:
-        for block in region.blocks:
-            for op in block.ops:
-                used.update(op.operands)
-                if op.name in ("tt.atomic_rmw", "tt.atomic_cas"):
-                    atomics.append(op)
-                for inner in op.regions:
-                    visit(inner)
-
-    visit(function.body)
-    return any(r in used for op in atomics for r in op.results)
+    everything = list(operations(function.body))
+    used = {name for op in everything for name in op.operands}
+    return any(r in used for op in everything if op.name in ("tt.atomic_rmw", "tt.atomic_cas") for r in op.results)
 
 
 def widens(function: Function) -> bool:
     """Whether the kernel makes wider integers of narrow ones."""
-
-    def found(region: Region) -> bool:
-        return any(
-            (op.name in ("arith.extsi", "arith.extui") and op.operand_types[0].element in ("i8", "i16"))
-            or any(found(inner) for inner in op.regions)
-            for block in region.blocks
-            for op in block.ops
-        )
-
-    return found(function.body)
+    return any(
+        op.name in ("arith.extsi", "arith.extui") and op.operand_types[0].element in ("i8", "i16")
+        for op in operations(function.body)
+    )

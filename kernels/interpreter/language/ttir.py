@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -65,6 +65,15 @@ class Region:
     """The body of a function, a loop, a branch or a combine function."""
 
     blocks: list[Block] = field(default_factory=list)
+
+
+def operations(region: Region) -> Iterator[Op]:
+    """Every operation of a region, each before those inside it."""
+    for block in region.blocks:
+        for op in block.ops:
+            yield op
+            for inner in op.regions:
+                yield from operations(inner)
 
 
 @dataclass(slots=True, eq=False)

@@ -170,12 +170,7 @@ class Memory:
     def _program(self, flat: Any, address: Array, lanes: Array) -> str:
         """The program instance of an element of `address`, in words."""
         lane = int(flat) * address.shape[0] // address.size if address.ndim else 0
-        return f"by program {self.ids(int(lanes[min(lane, lanes.shape[0] - 1)]))}"
-
-    def ids(self, linear: int) -> tuple[int, int, int]:
-        """The ids (x, y, z) of a program instance."""
-        x, y, _ = self._grid
-        return linear % x, linear // x % y, linear // (x * y)
+        return f"by program {program_ids(int(lanes[min(lane, lanes.shape[0] - 1)]), self._grid)}"
 
     @staticmethod
     def _settle(address: Array, mask: Array) -> Array | None:
@@ -307,6 +302,12 @@ class Memory:
             self._put(region, view, index[now], combine(seen[now], *(x[now] for x in chosen)), element, at)
         old[visible] = seen
         return old
+
+
+def program_ids(linear: int, grid: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The ids (x, y, z) of the program instance with this number, x fastest."""
+    x, y, _ = grid
+    return linear % x, linear // x % y, linear // (x * y)
 
 
 def _spread(lanes: Array, like: Array) -> Array:

@@ -21,7 +21,7 @@ from ..errors import ConflictError, MemoryFaultError, OutOfBoundsError, Uninitia
 from ..language.ttir import Location
 from ..numbers.formats import Array
 from .ledger import strided
-from .memory import Region
+from .memory import Region, program_ids
 
 _NOBODY, _SEVERAL = -1, -2
 
@@ -140,7 +140,6 @@ class _Storage:
     """The state of one storage during one launch."""
 
     notes: Notes
-    inside: Array | None  # bool: the elements of the tensor; None: all are
     contested: bool  # whether the launch may write it
     writer: Array | None = None  # instance that wrote each element
     reader: Array | None = None
@@ -161,7 +160,7 @@ class LaunchWatch:
         key = region.tensor.untyped_storage().data_ptr()
         state = self._storages.get(key)
         if state is None:
-            state = _Storage(self._tracker.notes(region.tensor), None, key in self._written)
+            state = _Storage(self._tracker.notes(region.tensor), key in self._written)
             self._storages[key] = state
         return state
 
@@ -201,11 +200,8 @@ class LaunchWatch:
     def write(self, region: Region, index: Array, lanes: Array, bits: Array, at: Location) -> None:
         """Judge a store before it happens."""
         state = self._state(region)
-        unsigned = bits.view(f"u{bits.itemsize}") if bits.dtype != np.bool_ else bits.view(np.uint8)
-        now = region.bytes[: region.bytes.size // bits.itemsize * bits.itemsize].view(unsigned.dtype).take(index)
-        changes = now != unsigned
         if self._judged and state.contested:
-            self._judge_write(region, state, index, lanes, unsigned, changes, at)
+            self._judge_write(region, state, index, lanes, bits.view(f"u{bits.itemsize}"), at)
         index, lanes = _elements(index, lanes, bits.itemsize, state.notes.itemsize)
         self._check_inside(region, state, index, lanes, "write", at)
         self._note_written(region, state, index, at)
@@ -222,13 +218,14 @@ class LaunchWatch:
         self._note_written(region, state, index, at)
 
     def _judge_write(
-        self, region: Region, state: _Storage, index: Array, lanes: Array, bits: Array, changes: Array, at: Location
+        self, region: Region, state: _Storage, index: Array, lanes: Array, bits: Array, at: Location
     ) -> None:
         size = region.bytes.size // bits.itemsize
         if state.writer is None or state.scratch is None:
             state.writer, state.scratch = np.full(size, _NOBODY, np.int32), np.zeros(size, np.int32)
         if state.writer.size != size:
             return  # stores of two sizes into one storage are not judged
+        changes = region.bytes[: size * bits.itemsize].view(bits.dtype).take(index) != bits
         by = state.writer.take(index)
         self._conflict(changes & (by != _NOBODY) & (by != lanes), region, state, index, lanes, by, "writes",
                        "wrote other bits to", at)  # fmt: skip
@@ -282,7 +279,7 @@ class LaunchWatch:
             return
         other = int(np.broadcast_to(by, bad.shape)[bad][0])
         end = "and no atomic orders them"
-        who = "another" if other == _SEVERAL else f"program {self._ids(other)}"
+        who = "another" if other == _SEVERAL else f"program {program_ids(other, self._grid)}"
         self._report(ConflictError, bad, region, state, index, lanes,
                      lambda what: f"conflict: one program {does} {what}, {who} {did} it, {end}", at)  # fmt: skip
 
@@ -292,13 +289,9 @@ class LaunchWatch:
     ) -> NoReturn:  # fmt: skip
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         element = int(np.broadcast_to(index, bad.shape)[first]) * state.notes.itemsize
-        program = self._ids(int(np.broadcast_to(lanes, bad.shape)[first]))
+        program = program_ids(int(np.broadcast_to(lanes, bad.shape)[first]), self._grid)
         count = f" ({int(bad.sum())} elements of this access)" if bad.sum() > 1 else ""
         raise kind(f"{message(region.index(element))}{count}, by program {program}", at)
-
-    def _ids(self, linear: int) -> tuple[int, int, int]:
-        x, y, _ = self._grid
-        return linear % x, linear // x % y, linear // (x * y)
 
 
 def _view(items: Array, tensor: torch.Tensor, itemsize: int) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .arithmetic import Ieee
-from .formats import LOW_PRECISION, Array, round_to
+from .formats import LOW_PRECISION, Array, cut_to_tf32, round_to
 
 _LOWEST = -(1 << 14)  # below the exponent of every product
 
@@ -36,8 +36,6 @@ class TensorCore(Ieee):
         if operands not in LOW_PRECISION and not (operands == "f32" and precision == "tf32"):
             return super().dot(a, b, c, operands, result, precision)
         if operands == "f32":
-            from .formats import cut_to_tf32
-
             a, b = cut_to_tf32(a), cut_to_tf32(b)
         out = c.astype(np.float32)
         for i in range(0, a.shape[-1], self.block):
@@ -53,14 +51,8 @@ class TensorCore(Ieee):
         cut = np.maximum(highest - self.fraction, -1074)
         total = np.trunc(np.ldexp(products, -cut[..., None])).sum(-1)
         total += np.trunc(np.ldexp(c.astype(np.float64), -cut))
-        return _truncate_to_float32(np.ldexp(total, cut))
+        return round_to(np.ldexp(total, cut), "f32", toward_zero=True)
 
 
 def _exponent(x: Array) -> Any:
     return np.frexp(x)[1] - 1
-
-
-def _truncate_to_float32(x: Array) -> Array:
-    nearest = x.astype(np.float32)
-    over = np.abs(nearest.astype(np.float64)) > np.abs(x)
-    return np.where(over, np.nextafter(nearest, np.float32(0)), nearest)
