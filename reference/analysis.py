@@ -9,18 +9,20 @@ from .arrangements import PRECISIONS, Arrangement
 from .attention import Forward, Gradients, check_gradients
 from .blocks import blocks, clean
 from .bounds import Bounds, Certification
+from .directions import Directions, DirectionSums
 from .masks import Mask
 from .moments import Keys, Moments
 from .predictors import Predicted, Scales, ScaleSums, VarianceSums
 
 
 class Analysis(NamedTuple):
-    """`certify`, `natural_scales`, `predict` for each arrangement, and the largest |logit| of a visible key."""
+    """`certify`, `natural_scales`, `predict` for each arrangement, directions of systematic errors, largest |logit|."""
 
     bounds: Bounds
     scales: Scales
     predicted: tuple[Predicted, ...]
-    max_logit: float
+    directions: Directions
+    max_logit: float  # of a visible key
 
 
 def analyse(
@@ -43,6 +45,7 @@ def analyse(
     p, keys = PRECISIONS[q.dtype], Keys(clean(k), clean(v))
     bounds = Certification(q, keys.k, keys.v, scale, certified, truth, gradients)
     scales = ScaleSums(keys.k, keys.v, scale, truth, gradients=do is not None)
+    directions = DirectionSums(keys.k, keys.v, scale, truth, gradients=do is not None)
     variances = [VarianceSums(a, p, scale, keys, truth, gradients) for a in predicted]
     max_logit = 0.0
     for b in blocks(q, keys.k, keys.v, do, mask, scale, truth):
@@ -51,5 +54,7 @@ def analyse(
         moments = Moments(b, keys, p)
         for sums in variances:
             sums.add(moments)
+        directions.add(b, moments)
         max_logit = max(max_logit, float(b.s.abs().max()))
-    return Analysis(bounds.result(), scales.result(), tuple(s.result() for s in variances), max_logit)
+    predictions = tuple(s.result() for s in variances)
+    return Analysis(bounds.result(), scales.result(), predictions, directions.result(), max_logit)

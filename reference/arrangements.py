@@ -5,7 +5,7 @@ Two kernels that compute the same function in another order differ in what they 
 names these choices; it does not name tiles, threads or instructions, because accumulation order is left free.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -135,3 +135,7 @@ ANY = Arrangement(
     gradient_roundings=2,
     gradient_stores=32,
 )
+
+# Every legitimate arrangement of a kernel that keeps no score in memory.  Such a kernel has its scores in fp32
+# accumulators, and what excuses rounding them to p, or q and k times the scale, is only that they must be stored.
+FUSED = replace(ANY, name="fused", score_roundings=0, operand_roundings=0)

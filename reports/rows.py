@@ -73,7 +73,7 @@ class Row:
     log_ratio: Double = None  # floored ln(RMSE kernel / RMSE standard)
     bound_ratio: Double = None  # max over elements of error / a priori bound; > 1 is a bug
     predictor_ratio: Double = None  # kernel_rms / the RMS that the flash arrangement predicts
-    envelope_ratio: Double = None  # kernel_rms / the largest RMS that any known arrangement predicts
+    envelope_ratio: Double = None  # kernel_rms / the largest RMS that any arrangement it may have predicts
     kernel_bias: Double = None
     standard_bias: Double = None
     rounded_bias: Double = None
@@ -81,6 +81,8 @@ class Row:
     standard_ulp: Histogram = None
     rounded_ulp: Histogram = None
     bitwise_standard: Double = None  # fraction of elements with the same bits as standard
+    slope: Double = None  # <error, direction of a systematic error> / (elements natural_scale^2)
+    slope_weight: Double = None  # <direction, direction> likewise: slope / slope_weight is the parameter's error
     failed: Text = None  # names of the checks that failed here, joined with ','
     case_json: Text = None  # the case's recipe, argument of `flashproof replay`
 

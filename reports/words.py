@@ -141,7 +141,10 @@ _MEANINGS = {
     "returns": "The call gave no result of attention's shape and dtype: it raised, hung or died.",
     "finite": "NaN, or an infinity that the true result does not have.",
     "bound": "An error beyond what rounding can do, in whatever order the sums are taken: a mistake, not bad luck.",
-    "written": "Elements of a result that nothing writes: they hold what the memory held before.",
+    "memory": "Elements of a result depend on what the memory held before.",
+    "kept": "A result that was returned changes when the function is called again: a buffer is shared.",
+    "invariance": "The answer to a related problem (other units, another order, a part of it) contradicts this one.",
+    "systematic": "Errors lie along the derivative by a parameter: a constant or delta is systematically off.",
     "inputs-unchanged": "The call changes its inputs, or the memory around them.",
     "repeat": "The same call gave other bits when it was repeated.",
     "inference": "Beyond the a priori bound when no gradients are asked for: that path of the function is wrong.",
@@ -175,7 +178,7 @@ def measured(row: Row) -> bool:
     return row.status == "ok" and row.tensor is not None and row.dtype is not None
 
 
-_CERTIFICATES = frozenset({"bound", "finite", "written"})
+_CERTIFICATES = frozenset({"bound", "finite", "memory"})
 
 
 def violates(row: Row) -> bool:

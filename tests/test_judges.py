@@ -226,14 +226,83 @@ def test_lse_of_empty_rows_must_be_minus_infinity():
     assert ("finite", "lse") in failed_checks(planted(lambda o, lse, *_: (o, lse.clamp_min(-1e30))), case)
 
 
-def test_written_rejects_memory_that_was_never_written():
+@pytest.mark.parametrize("swallows_nan", [False, True])
+def test_memory_rejects_what_was_never_written(swallows_nan):
     def unwritten(o, lse, *_):
         out = torch.empty_like(o)
         out[..., 1:] = o[..., 1:]
+        return torch.fmin(o, out) if swallows_nan else out, lse
+
+    found = failed_checks(planted(unwritten), CASE.with_(backward=False, regime="ones-v"))
+    assert found == set() if swallows_nan else {("memory", "out"), ("finite", "out")} <= found
+
+    def read(o, lse, *_):  # a maximum over memory that nobody wrote: NaN is swallowed, what is finite is not
+        return torch.where(torch.empty_like(o) > 1e3, o * (1 + 2.0**-7), o), lse
+
+    assert failed_checks(planted(read), CASE.with_(backward=False)) == {("memory", "out")}
+
+
+def test_kept_rejects_a_buffer_shared_between_calls():
+    buffers = {}
+
+    def shared(o, lse, *_):
+        out = buffers.setdefault(o.shape, torch.zeros_like(o))
+        with torch.no_grad():
+            out.copy_(o)
         return out, lse
 
-    names = {name for name, tensor in failed_checks(planted(unwritten), CASE.with_(backward=False)) if tensor == "out"}
-    assert names & {"written", "finite"}
+    assert failed_checks(planted(shared), CASE.with_(backward=False, HK=2), relations=100) == {("kept", "out")}
+
+
+#: a fault that one relation sees, on a case where it applies -> words of that relation
+RELATED = {
+    "flushes": (lambda o, lse, *_: (torch.where(o.abs() < 4e-3, o * 0, o), lse), {}, "V -> 2V"),
+    "flushes q": (
+        lambda o, lse, query, *_: (torch.where(query.abs() < 2e-2, o * (1 + 2.0**-7), o), lse), {}, "(q, k)"),
+    "favours a head": (
+        lambda o, lse, *_: (torch.cat([o[:, :1] * (1 + 2.0**-7), o[:, 1:]], 1), lse), dict(HK=2), "reverse order"),
+    "looks at hidden keys": (
+        lambda o, lse, q, k, v: (o * (1 + 2.0**-7) if v.float().abs().max() > 6 else o, lse),
+        dict(mask=MaskRecipe(causal=True), M=20), "hidden"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", RELATED)
+def test_invariance_rejects_what_no_bound_can_see(fault):
+    change, fields, words = RELATED[fault]
+    case = CASE.with_(backward=False, **fields)
+    result = evaluate(case, recognise("planted", planted(change)), "survey", relations=100)
+    assert {c.name for c in result.failed} <= {"invariance", "batch-invariance"}
+    assert any(words in c.detail for c in result.failed if c.name == "invariance")
+
+
+def test_invariance_rejects_a_gradient_that_is_wrong_only_when_it_alone_is_asked_for():
+    def attention(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False):
+        alone = query.requires_grad and not key.requires_grad
+        o = sound(query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa)
+        return o + (query * 0.25 if alone else 0 * query) - (query * 0.25 if alone else query * 0).detach()
+
+    details = [c.detail for c in evaluate(CASE, recognise("planted", attention), "survey", relations=100).failed]
+    assert any("dq alone asked for" in d for d in details)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_systematic_rejects_a_scale_that_is_off_by_less_than_a_rounding(dtype):
+    """0.1 % of the scale moves bf16 outputs by a fraction of their rounding error, all in the same direction."""
+
+    def off(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False):
+        exact = query.shape[-1] ** -0.5 if scale is None else scale
+        return sound(query, key, value, attn_mask, 0.0, is_causal, exact * 1.001, enable_gqa)
+
+    def rows_of(function):
+        cases = [CASE.with_(dtype=dtype, seed=s, M=64, N=64, regime="normal", backward=False) for s in range(20)]
+        results = [evaluate(c, recognise("planted", function), "survey", thorough=False) for c in cases]
+        return [row for r in results for row in r.rows]
+
+    failed = {(c.name, c.tensor) for c in judge(rows_of(off), BUDGETS, "planted").failed}
+    assert ("systematic", "out") in failed
+    assert dtype == "fp16" or ("predictor", "out") not in failed
+    assert not judge(rows_of(sound), BUDGETS, "planted").failed
 
 
 def test_inputs_unchanged_rejects_a_write_to_an_input():
@@ -323,7 +392,10 @@ def test_a_sound_survey_passes():
     [
         (dict(bound_ratio=1.01), "bound"),
         (dict(failed="finite"), "finite"),
-        (dict(failed="written"), "written"),
+        (dict(failed="memory"), "memory"),
+        (dict(failed="kept"), "kept"),
+        (dict(failed="invariance"), "invariance"),
+        (dict(slope=lambda w: 0.5 + w, slope_weight=lambda w: 1.0), "systematic"),
         (dict(failed="repeat"), "repeat"),
         (dict(log_ratio=lambda w: 0.3 + w, envelope_ratio=lambda w: 1.3 + w), "ratio"),
         (dict(envelope_ratio=lambda w: 1.5 + w), "predictor"),

@@ -41,7 +41,7 @@ def assert_right(**fields):
     case = Case(**{**base, **fields})
     result = evaluate(case, load("flash"), "survey")
     assert result.status == "ok", result.rows[0].message
-    assert {c.name for c in result.checks} >= {"finite", "bound", "written", "repeat", "inputs-unchanged"}
+    assert {c.name for c in result.checks} >= {"finite", "bound", "memory", "kept", "repeat", "inputs-unchanged"}
     assert not result.failed, "\n".join(f"{c.name} {c.tensor}: {c.detail}" for c in result.failed)
     return result
 

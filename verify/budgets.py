@@ -47,6 +47,14 @@ class Bias(_Strict):
     min_cases: int = Field(ge=2)
 
 
+class Systematic(_Strict):
+    """The component of errors along the derivative by a parameter: the parameter's relative error."""
+
+    max_part: float = Field(gt=0)
+    min_t: float = Field(gt=0)
+    min_cases: int = Field(ge=2)
+
+
 class Accumulators(_Strict):
     """What roundings of the accumulators may contribute to a tensor's mean squared error."""
 
@@ -77,6 +85,8 @@ class Allowance(_Strict):
     ratio_margin: float | None = Field(default=None, ge=1)
     predictor_margin: float | None = Field(default=None, ge=1)
     bias_max_ulp: float | None = Field(default=None, gt=0)
+    bound_max_ratio: float | None = Field(default=None, gt=0)
+    systematic_max_part: float | None = Field(default=None, gt=0)
     accumulators_max_part: float | None = Field(default=None, gt=0, le=1)
 
 
@@ -88,6 +98,7 @@ class Budgets(_Strict):
     ratio: Ratio
     predictor: Predictor
     bias: Bias
+    systematic: Systematic
     accumulators: Accumulators
     invariance: Invariance
     coverage: Coverage

@@ -254,7 +254,7 @@ def replay(case: str, impl: str | None, device: str, case_limit: float | None) -
     chosen = _device(device)
     implementation = prepare(impl or _implementation_of(case), chosen)
     with _one_worker(implementation.name, chosen, case_limit) as pool:
-        result = pool.one(recipe, "hunt", statistical=True)
+        result = pool.one(recipe, "hunt", statistical=True, relations=100)
     Console().result(result, implementation.name)
     if result.status == "unsupported":
         sys.exit(NOTHING)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ import torch
 from torch import Tensor
 
 from ..kernels.interpreter import KernelError
+from ..reference.directions import slope
 from ..reports.record import Row
 from . import guards, single
 from .case import Case
 from .check import Check
-from .errors import Errors, Target, bound_ratio, floored_log_ratio, rounded, same_bits
+from .errors import Errors, bound_ratio, floored_log_ratio, same_bits
 from .expected import Reference, dtype_of, reference
-from .implementation import Implementation, RefusedError, WrongResultError, describe
+from .implementation import Implementation, Outputs, RefusedError, WrongResultError, describe
 from .inputs import Inputs, build
+from .invariances import Twin, twins
 from .regimes import REGIMES
+from .storing import stores_scores
 
 _HERE = str(Path(__file__).parent)
 
@@ -44,45 +48,97 @@ class Result:
         return tuple(c for c in self.checks if not c.passed)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Posed:
+    """A case, its tensors, and all that is known of it without running a kernel: the same for every kernel."""
+
+    case: Case
+    inputs: Inputs
+    known: Reference
+
+
+def pose(case: Case, implementation: Implementation, device: str, *, stores_scores: bool) -> Posed:
+    """The case as it is put to an implementation of this layout, and to any other that stores scores or does not."""
+    inputs = build(in_its_own_layout(case, implementation)).to(torch.device(device))
+    return Posed(case, inputs, reference(case, inputs, stores_scores=stores_scores))
+
+
 def evaluate(
     case: Case, implementation: Implementation, phase: str, *, device: str = "cpu", thorough: bool = True,
-    statistical: bool = False,
+    relations: int = 1, statistical: bool = False,
 ) -> Result:  # fmt: skip
     """Run the kernel on a case and judge it.
 
-    `thorough` repeats the run (from other memory contents) and runs a batch element alone; without it, as in a
-    search for the worst case, the kernel runs once.  `statistical` adds the checks of `single`: what a survey asks of a
-    distribution, asked of this case alone, as when a survey's finding is shrunk and replayed.
+    `thorough` repeats the run (from other memory contents), runs a batch element alone, and so many `relations` of the
+    case to twins of it; without it, as in a search for the worst case, the kernel runs once.  `statistical` adds the
+    checks of `single`: what a survey asks of a distribution, asked of this case alone, as when a survey's finding is
+    shrunk and replayed.
     """
     start = time.perf_counter()
     lacking = implementation.lacks(case)
     if lacking is not None:
         return without_result(case, phase, "unsupported", f"has no option for {lacking}", time.perf_counter() - start)
+    # a process's first call is one of those that are judged: how scores are stored is found out after it
     inputs = build(in_its_own_layout(case, implementation)).to(torch.device(device))
-    known = reference(case, inputs)  # before the kernel has had a chance to change the inputs
+    outcome = attempt(case, inputs, implementation, phase, start)
+    if isinstance(outcome, Result):
+        return outcome
+    known = reference(case, inputs, stores_scores=stores_scores(implementation, device))
+    return judged(
+        Posed(case, inputs, known), outcome, implementation, phase, start, thorough=thorough, relations=relations,
+        statistical=statistical,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What a kernel returned, and whether it left its inputs alone."""
+
+    outputs: Outputs
+    unchanged: Check
+
+
+def attempt(case: Case, inputs: Inputs, implementation: Implementation, phase: str, start: float) -> Attempt | Result:
+    """Run the kernel once; the inputs are afterwards what they were.  A result if it gave nothing to judge."""
     before = guards.checksums(inputs)
     try:
-        outputs = guards.poisoned(implementation, case, inputs)
+        outputs = guards.run(implementation, case, inputs)
     except RefusedError as e:
         return without_result(case, phase, "unsupported", str(e), time.perf_counter() - start)
     except WrongResultError as e:
         return without_result(case, phase, "wrong-result", str(e), time.perf_counter() - start)
     except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)
         return without_result(case, phase, "raised", describe(e) + _where(e), time.perf_counter() - start)
-    checks = [guards.inputs_unchanged(before, inputs)]
+    finally:
+        unchanged = guards.inputs_unchanged(before, inputs)
+    return Attempt(outputs, unchanged)
+
+
+def judged(
+    posed: Posed, attempt: Attempt, implementation: Implementation, phase: str, start: float, *, thorough: bool = True,
+    relations: int = 1, statistical: bool = False,
+) -> Result:  # fmt: skip
+    """What is said of an attempt; arguments as in `evaluate`."""
+    case, inputs, known, outputs = posed.case, posed.inputs, posed.known, attempt.outputs
+    checks = [attempt.unchanged]
     rows, identity = [], _identity(case, phase)
-    for name, value in outputs.tensors().items():
-        target = Target.of(known.truth[name], dtype_of(name, case))
-        errors = target.errors(value)
-        row, tensor_checks = _judge(case, identity, name, value, errors, target, known)
+    values = outputs.tensors()
+    copies = {name: value.clone() for name, value in values.items()}
+    for name, value in values.items():
+        errors = known.target[name].errors(value)
+        row, tensor_checks = _judge(case, identity, name, value, errors, known)
         rows.append(row)
         checks += tensor_checks
         if statistical and REGIMES[case.regime].independent:
-            checks += single.checks(row, errors, known.truth[name])
+            checks += single.checks(row, value, errors, known)
     if thorough:
-        checks += guards.invariances(implementation, case, inputs, outputs)
+        checks += guards.repeated(implementation, case, inputs, copies)
+        if case.B > 1:
+            checks += guards.alone(implementation, case, inputs, copies)
         if case.backward:
-            checks += _inference(case, implementation, inputs, known)
+            checks += _inference(implementation, posed, copies)
+        checks += _invariances(implementation, posed, copies, relations)
+        checks += guards.kept(copies, outputs)
     seconds = time.perf_counter() - start
     noted = [replace(r, seconds=seconds, **_failures(checks, r.tensor)) for r in rows]
     return Result(case, "ok", tuple(noted), tuple(checks), seconds)
@@ -141,11 +197,10 @@ def _identity(case: Case, phase: str) -> dict[str, Any]:
 
 
 def _judge(
-    case: Case, identity: dict[str, Any], name: str, value: Tensor, errors: Errors, target: Target, known: Reference
+    case: Case, identity: dict[str, Any], name: str, value: Tensor, errors: Errors, known: Reference
 ) -> tuple[Row, list[Check]]:
-    truth, dtype = target.truth, dtype_of(name, case)
-    usual = target.errors(known.standard[name])
-    best = target.errors(rounded(truth, dtype))
+    truth, dtype = known.truth[name], dtype_of(name, case)
+    usual, best = known.usual[name], known.best[name]
     ratio, index = bound_ratio(value, truth, known.bound[name], dtype)
     natural, predicted = known.natural_scale[name], known.predicted[name]
     usual_rms = float("nan") if usual.nonfinite else usual.rms
@@ -162,8 +217,19 @@ def _judge(
         kernel_bias=errors.bias, standard_bias=usual.bias, rounded_bias=best.bias,
         kernel_ulp=errors.ulp_histogram, standard_ulp=usual.ulp_histogram, rounded_ulp=best.ulp_histogram,
         bitwise_standard=_share_of_same_bits(value, known.standard[name]),
+        **_slope(name, value, known),
     )  # fmt: skip
-    return row, [_finite(name, value, known), _bounded(name, value, known, ratio, index)]
+    bound = known.bound[name]
+    return row, [_finite(name, value, truth, bound), _bounded(name, value, truth, bound, ratio, index)]
+
+
+def _slope(name: str, value: Tensor, known: Reference) -> dict[str, float]:
+    """The component of the error along the direction of a systematic one, in units that make cases comparable."""
+    if name not in known.direction or not known.natural_scale[name]:
+        return {}
+    along, square = slope(value.double() - known.truth[name], known.direction[name])
+    unit = known.natural_scale[name] ** 2 * value.numel()
+    return {"slope": along / unit, "slope_weight": square / unit}
 
 
 def _share_of_same_bits(value: Tensor, usual: Tensor) -> float | None:
@@ -172,21 +238,22 @@ def _share_of_same_bits(value: Tensor, usual: Tensor) -> float | None:
     return int(same_bits(value, usual).count_nonzero()) / value.numel()
 
 
-def _finite(name: str, value: Tensor, known: Reference) -> Check:
+def _finite(name: str, value: Tensor, truth: Tensor, bound: Tensor) -> Check:
     """No NaN or infinity where the truth is finite; where the bound is inf, a kernel may overflow, to infinity."""
-    truth = known.truth[name]
     if bool(torch.isfinite(value - truth).all()):
         return Check("finite", name, True, 0.0, 0.0, "")
-    may_overflow = torch.isinf(known.bound[name]) & ~torch.isnan(value.double())
+    may_overflow = torch.isinf(bound) & ~torch.isnan(value.double())
     wrong = _wrong_nonfinite(value, truth) & ~may_overflow
     where = tuple(int(i) for i in wrong.nonzero()[0]) if wrong.any() else None
     detail = f"{name}{list(where)} is {float(value[where]):g}, the truth is {float(truth[where]):g}" if where else ""
     return Check("finite", name, where is None, float(wrong.sum()), 0.0, detail)
 
 
-def _bounded(name: str, value: Tensor, known: Reference, ratio: float, index: tuple[int, ...]) -> Check:
+def _bounded(
+    name: str, value: Tensor, truth: Tensor, bound: Tensor, ratio: float, index: tuple[int, ...]
+) -> Check:  # fmt: skip
     """No error beyond the a priori bound."""
-    truth, bound, detail = known.truth[name], known.bound[name], ""
+    detail = ""
     if index:
         detail = (
             f"{name}{list(index)} = {float(value[index]):.9g}, the truth is {float(truth[index]):.9g}, "
@@ -195,20 +262,74 @@ def _bounded(name: str, value: Tensor, known: Reference, ratio: float, index: tu
     return Check("bound", name, ratio <= 1.0, ratio, 1.0, detail)
 
 
-def _inference(case: Case, implementation: Implementation, inputs: Inputs, known: Reference) -> list[Check]:
+def _inference(implementation: Implementation, posed: Posed, first: dict[str, Tensor]) -> list[Check]:
     """Without gradients many functions take another path; it must be as right as the first."""
+    case, known = posed.case, posed.known
     try:
-        result = implementation(case.with_(backward=False), inputs).tensors()
+        with guards.known_memory():
+            result = implementation(case.with_(backward=False), posed.inputs).tensors()
     except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)
         return [Check("inference", "out", False, 1.0, 0.0, f"without gradients it raised {describe(e)}")]
     checks = []
     for name, value in result.items():
-        ratio, index = bound_ratio(value, known.truth[name], known.bound[name], dtype_of(name, case))
-        both = (_finite(name, value, known), _bounded(name, value, known, ratio, index))
-        worst = next((c for c in both if not c.passed), both[1])
+        before = first[name]
+        worst = _right("inference", name, value, known.truth[name], known.bound[name], case)
+        if worst.passed and REGIMES[case.regime].independent and not same_bits(value, before).all():
+            target = known.target[name]
+            seen = target.errors(before).rms
+            worst = single.no_worse("inference", name, target.errors(value), known, seen) or worst
         detail = f"without gradients {worst.detail}" if not worst.passed else ""
-        checks.append(Check("inference", name, worst.passed, worst.observed, worst.allowed, detail))
+        checks.append(replace(worst, detail=detail))
     return checks
+
+
+def _right(check: str, name: str, value: Tensor, truth: Tensor, bound: Tensor, case: Case) -> Check:
+    """Finite where the truth is, and within the bound: the worse of the two, under another check's name."""
+    ratio, index = bound_ratio(value, truth, bound, dtype_of(name, case))
+    both = (_finite(name, value, truth, bound), _bounded(name, value, truth, bound, ratio, index))
+    return replace(next((c for c in both if not c.passed), both[1]), name=check)
+
+
+def _invariances(
+    implementation: Implementation, posed: Posed, first: dict[str, Tensor], count: int
+) -> list[Check]:  # fmt: skip
+    """So many of the relations that apply."""
+    possible = (
+        (name, twin) for name, twin in twins(posed.case, posed.inputs) if implementation.lacks(twin.case) is None
+    )
+    return [c for name, twin in islice(possible, count) for c in _related(name, twin, implementation, posed, first)]
+
+
+def _related(
+    name: str, twin: Twin, implementation: Implementation, posed: Posed, first: dict[str, Tensor]
+) -> list[Check]:  # fmt: skip
+    """Whether a twin's results are the original's."""
+    try:
+        with guards.known_memory():
+            results = implementation(twin.case, twin.inputs, twin.gradients).tensors()
+    except RefusedError:
+        return []
+    except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)
+        return [Check("invariance", "out", False, 1.0, 0.0, f"{name}: it raised {describe(e)}")]
+    checks, known = [], posed.known
+    for tensor, read in twin.read.items():
+        if tensor not in results or tensor not in first:
+            continue
+        value, truth = read(results[tensor]), twin.part(known.truth[tensor])
+        worst = _right("invariance", tensor, value, truth, twin.part(known.bound[tensor]), posed.case)
+        if worst.passed and tensor in twin.bits:
+            worst = _equal(tensor, value, twin.part(first[tensor]))
+        checks.append(worst if worst.passed else replace(worst, detail=f"{name}: {worst.detail}"))
+    return checks
+
+
+def _equal(name: str, value: Tensor, first: Tensor) -> Check:
+    """Equality of numbers, where they are normal: subnormal ones round differently in other units."""
+    smallest = 4 * torch.finfo(first.dtype).tiny
+    differ = (value.double() != first.double()) & (first.double().abs() >= smallest)
+    n = int((differ & torch.isfinite(first)).count_nonzero())
+    detail = f"{n} of {first.numel()} elements of {name} are not the same bits" if n else ""
+    return Check("invariance", name, n == 0, float(n), 0.0, detail)
 
 
 def _wrong_nonfinite(value: Tensor, truth: Tensor) -> Tensor:

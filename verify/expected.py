@@ -10,9 +10,13 @@ from torch import Tensor
 from ..reference import attention as truth_of
 from ..reference import standard
 from ..reference.analysis import analyse
-from ..reference.arrangements import ANY, FLASH, STANDARD
+from ..reference.arrangements import ANY, FLASH, FUSED, STANDARD
 from .case import Case
+from .errors import Errors, Target, rounded
 from .inputs import DTYPES, Inputs
+
+#: largest |logit| up to which errors of the logits are small against 1, so that their squares have no mean to speak of
+MODERATE = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +26,21 @@ class Reference:
     truth: dict[str, Tensor]  # float64
     standard: dict[str, Tensor]
     bound: dict[str, Tensor]
+    direction: dict[str, Tensor]  # in which a systematic error would lie; the LSE has none
     natural_scale: dict[str, float]  # u rms(S)
     predicted: dict[str, float | None]  # RMS error of the flash arrangement
     envelope: dict[str, float | None]  # the larger of flash's and standard's
     max_logit: float
+    target: dict[str, Target]
+    usual: dict[str, Errors]  # standard attention's
+    best: dict[str, Errors]  # the rounded truth's
 
 
-def reference(case: Case, inputs: Inputs) -> Reference:
-    """Truth, standard attention, bounds and predictors of a case."""
+def reference(case: Case, inputs: Inputs, *, stores_scores: bool) -> Reference:
+    """Truth, standard attention, bounds and predictors of a case.
+
+    The bounds, and the larger prediction, excuse roundings of the scores only in a kernel that `stores_scores`.
+    """
     q, k, v, do, mask, scale = inputs.q, inputs.k, inputs.v, inputs.do, inputs.mask, case.softmax_scale
     grad = do if case.backward else None
     fwd = truth_of.forward(q, k, v, mask, scale)
@@ -42,17 +53,23 @@ def reference(case: Case, inputs: Inputs) -> Reference:
         for name in ("dq", "dk", "dv"):
             truth[name] = getattr(gradients, name)
             usual[name] = getattr(usual_gradients, name)
-    certified, scales, (flash, usual_too), largest = analyse(
-        q, k, v, grad, mask, scale, fwd, gradients, ANY, (FLASH, STANDARD)
-    )
-    expected = {n: getattr(flash, n, None) for n in truth}
-    envelope = {n: None if p is None else max(p, getattr(usual_too, n)) for n, p in expected.items()}
+    known = analyse(
+        q, k, v, grad, mask, scale, fwd, gradients,
+        ANY if stores_scores else FUSED, (FLASH, STANDARD) if stores_scores else (FLASH,),
+    )  # fmt: skip
+    scales = known.scales
+    expected = {n: getattr(known.predicted[0], n, None) for n in truth}
+    envelope = {n: None if p is None else max(getattr(a, n) for a in known.predicted) for n, p in expected.items()}
     u = case.unit_roundoff
     natural = {n: u * _rms(s) for n in truth if (s := getattr(scales, n, None)) is not None}
     natural["lse"] = 2.0**-24 * _rms(torch.clamp(torch.where(torch.isfinite(fwd.lse), fwd.lse, 0.0).abs(), min=1.0))
+    target = {n: Target.of(t, dtype_of(n, case)) for n, t in truth.items()}
     return Reference(
-        truth=truth, standard=usual, bound={n: getattr(certified, n) for n in truth}, natural_scale=natural,
-        predicted=expected, envelope=envelope, max_logit=largest,
+        truth=truth, standard=usual, bound={n: getattr(known.bounds, n) for n in truth},
+        direction={n: getattr(known.directions, n) for n in truth if n != "lse"}, natural_scale=natural,
+        predicted=expected, envelope=envelope, max_logit=known.max_logit, target=target,
+        usual={n: t.errors(usual[n]) for n, t in target.items()},
+        best={n: t.errors(rounded(t.truth, dtype_of(n, case))) for n, t in target.items()},
     )  # fmt: skip
 
 

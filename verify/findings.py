@@ -12,11 +12,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..reports.record import Finding, Row, write_json_atomic
 from .case import Case, parse_case
 from .check import Check
 from .evaluate import Result
+from .expected import MODERATE
 from .implementation import Implementation
 from .judge import Judgement
 from .pool import Pool
@@ -30,15 +32,20 @@ _ORDER = (
     "finite",
     "bound",
     "inputs-unchanged",
-    "written",
+    "memory",
     "repeat",
+    "kept",
     "inference",
+    "invariance",
     "bias",
+    "systematic",
     "predictor",
     "ratio",
 )
+_STATISTICAL = ("bias", "systematic", "predictor", "ratio")
 _TENSORS = (None, "out", "lse", "dq", "dk", "dv")
 _SHRINK_SECONDS = 25.0
+_ALL = 100  # relations of a case to others
 _LOST_SECONDS = 10.0  # for kernels that hang or die: every try costs a process
 
 
@@ -53,8 +60,9 @@ class _Suspect:
     seen: Check | None = None
 
     @property
-    def statistical(self) -> bool:
-        return self.row is not None
+    def options(self) -> dict[str, Any]:
+        """How its cases are to be evaluated, so that the failure can show."""
+        return {"statistical": self.row is not None, "relations": _ALL if self.check == "invariance" else 1}
 
 
 def findings_of(
@@ -110,7 +118,7 @@ def _survey_suspects(judgement: Judgement, results: Sequence[Result]) -> list[_S
     suspects = []
     named: set[str | None] = set()
     for check in sorted(judgement.failed, key=lambda c: _ORDER.index(c.name) if c.name in _ORDER else 0):
-        if check.name not in ("ratio", "predictor", "bias") or check.tensor in named:
+        if check.name not in _STATISTICAL or check.tensor in named:
             continue
         named.add(check.tensor)
         rows = [row for r in results if r.status == "ok" for row in r.rows
@@ -119,6 +127,9 @@ def _survey_suspects(judgement: Judgement, results: Sequence[Result]) -> list[_S
         if check.name == "bias":
             rows = [r for r in rows if r.kernel_bias is not None and r.rounded_bias is not None]
             rows.sort(key=lambda r: -abs((r.kernel_bias or 0) - (r.rounded_bias or 0)) * (r.elements or 0) ** 0.5)
+        elif check.name == "systematic":
+            rows = [r for r in rows if (r.max_logit or 0.0) <= MODERATE]
+            rows.sort(key=lambda r: -abs(r.slope or 0.0) * (r.elements or 0) ** 0.5)
         else:
             rows.sort(key=lambda r: -(r.envelope_ratio or 0.0))
         if rows and rows[0].case_json:
@@ -127,7 +138,7 @@ def _survey_suspects(judgement: Judgement, results: Sequence[Result]) -> list[_S
 
 
 def _shrunk(suspect: _Suspect, pool: Pool, settings: Settings) -> Finding:
-    first = pool.one(suspect.case, "hunt", statistical=suspect.statistical)
+    first = pool.one(suspect.case, "hunt", **suspect.options)
     lost = first.status in ("timeout", "crashed")
     deadline = time.monotonic() + (_LOST_SECONDS if lost else _SHRINK_SECONDS)
     case, steps, minimal = suspect.case, 0, False
@@ -137,7 +148,7 @@ def _shrunk(suspect: _Suspect, pool: Pool, settings: Settings) -> Finding:
             for start in range(0, len(candidates), 2 * pool.workers):
                 batch = candidates[start : start + 2 * pool.workers]
                 hit = {
-                    r.case for r in pool.evaluate(batch, "hunt", statistical=suspect.statistical)
+                    r.case for r in pool.evaluate(batch, "hunt", **suspect.options)
                     if any(anything or c.tensor == tensor for c in _serious(r))
                 }  # fmt: skip
                 found = next((i for i, c in enumerate(batch) if c in hit), None)
@@ -152,7 +163,7 @@ def _shrunk(suspect: _Suspect, pool: Pool, settings: Settings) -> Finding:
                 case, lambda c: failing(c, None, anything=True), deadline=deadline + _LOST_SECONDS
             )
             steps += more
-    last = first if case == suspect.case else pool.one(case, "hunt", statistical=suspect.statistical)
+    last = first if case == suspect.case else pool.one(case, "hunt", **suspect.options)
     check = _representative(last, suspect)
     why = "each try costs the whole limit" if first.status == "timeout" else "the time for shrinking ran out"
     detail = check.detail if minimal or not first.failed else f"{check.detail} ({why}: not proven minimal)"
@@ -193,7 +204,7 @@ def write_finding(folder: Path, number: int, finding: Finding, implementation: I
     folder.mkdir(exist_ok=True)
     write_json_atomic(folder / f"{number:03d}.json", finding)
     if (
-        finding.check in ("algebra", "accumulators") or "ConflictError" in finding.detail
+        finding.check in ("algebra", "accumulators", "invariance") or "ConflictError" in finding.detail
     ):  # nothing else has the means to show them
         return
     case = parse_case(json.dumps(finding.case))

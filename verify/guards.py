@@ -5,12 +5,14 @@ None of them needs to know what attention is.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.utils.deterministic
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..kernels.interpreter import Tracked, installed, interpret
 from .case import Case
@@ -22,14 +24,23 @@ from .inputs import Inputs
 _CONFLICTS = Tracked(uninitialised=False, outside=False, unwritten=False, descriptors=False)
 #: torch's switches for poisoned allocations; the module replaces itself at import, which type checkers cannot follow
 deterministic: Any = torch.utils.deterministic
+_EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"})
+_CANARY = 0x6B  # every byte: fp16 3798, bf16 and fp32 2.8e26, integers 107 or large
 
 
-def poisoned(implementation: Implementation, case: Case, inputs: Inputs) -> Outputs:
+def run(implementation: Implementation, case: Case, inputs: Inputs) -> Outputs:
     """Run with all newly allocated memory filled with NaN, so that what is never written shows.
 
     Interpreted kernels are watched as well: two program instances may not touch one element unless an atomic orders
     them.  What they read without need, beside a tensor or before it is written, is judged by what it does: it is NaN.
     """
+    with known_memory(), interpret(memory=_CONFLICTS) if installed() else nullcontext():
+        return implementation(case, inputs)
+
+
+@contextmanager
+def known_memory() -> Iterator[None]:
+    """All newly allocated memory is filled with NaN."""
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = deterministic.fill_uninitialized_memory
@@ -38,11 +49,34 @@ def poisoned(implementation: Implementation, case: Case, inputs: Inputs) -> Outp
     use_deterministic_algorithms(True, warn_only=True)
     deterministic.fill_uninitialized_memory = True
     try:
-        with interpret(memory=_CONFLICTS) if installed() else nullcontext():
-            return implementation(case, inputs)
+        yield
     finally:
         deterministic.fill_uninitialized_memory = fill
         use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+class _Filling(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Every new tensor of undefined contents holds the canary."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler, a second of work, to keep it away from what it never sees."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in _EMPTY and out.untyped_storage().nbytes():
+            _bytes(out).fill_(_CANARY)
+        return out
+
+
+def _canaries() -> AbstractContextManager[Any]:
+    return _Filling()  # type: ignore[no-untyped-call]
+
+
+# -- what may only be read ---------------------------------------------------------------------------------------------
 
 
 def _readable(inputs: Inputs) -> dict[str, Tensor]:
@@ -59,8 +93,10 @@ def checksums(inputs: Inputs) -> dict[str, Tensor]:
 
 
 def inputs_unchanged(before: dict[str, Tensor], inputs: Inputs) -> Check:
-    """Whether the kernel left alone what it may only read."""
+    """Whether the kernel left alone what it may only read; what it changed is put back."""
     changed = [name for name, x in _readable(inputs).items() if not torch.equal(before[name], _bytes(x))]
+    for name in changed:
+        _bytes(_readable(inputs)[name]).copy_(before[name])
     detail = f"the kernel wrote to its input {', '.join(changed)} (or to the memory around it)" if changed else ""
     return Check("inputs-unchanged", None, not changed, float(len(changed)), 0.0, detail)
 
@@ -69,36 +105,69 @@ def _bytes(x: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage())
 
 
-def invariances(implementation: Implementation, case: Case, inputs: Inputs, first: Outputs) -> list[Check]:
-    """The same bits again from other memory contents, and for a batch element alone."""
-    try:
+# -- what results must not depend on -----------------------------------------------------------------------------------
+
+
+def repeated(implementation: Implementation, case: Case, inputs: Inputs, values: dict[str, Tensor]) -> list[Check]:
+    """The same bits again, and from other contents of the memory that the kernel allocates.
+
+    The other contents are finite: a maximum that swallows NaN does not swallow them.  Where that run differs from the
+    first, a third on NaN tells which of the two it is.
+    """
+
+    def again(*, canary: bool) -> dict[str, Tensor]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(case.seed + 1)  # a result that draws random numbers is to draw others
-            again = implementation(case, inputs).tensors()
+            with _canaries() if canary else known_memory():
+                return implementation(case, inputs).tensors()
+
+    def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, int]:
+        return {name: int((~same_bits(value, b[name])).sum()) for name, value in a.items()}
+
+    try:
+        other = differing(values, again(canary=True))
+        same = differing(values, again(canary=False)) if any(other.values()) else other
     except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)
         return [Check("repeat", None, False, 1.0, 0.0, f"a second run raised {describe(e)}")]
-    checks = [c for name, value in first.tensors().items() for c in _repeated(name, value, again[name])]
-    if case.B > 1:
-        try:
-            alone = implementation(case.with_(B=1), inputs.batch(0)).tensors()
-        except Exception as e:  # noqa: BLE001
-            return [*checks, Check("repeat", None, False, 1.0, 0.0, f"batch element 0 alone raised {describe(e)}")]
-        checks += [_alone(name, value[:1], alone[name]) for name, value in first.tensors().items()]
+    checks = []
+    for name, value in values.items():
+        n, memory = same[name], other[name] if not same[name] else 0
+        checks.append(
+            Check(
+                "repeat",
+                name,
+                n == 0,
+                float(n),
+                0.0,
+                f"{n} of {value.numel()} elements of {name} differ between two runs" if n else "",
+            )
+        )
+        checks.append(Check("memory", name, memory == 0, float(memory), 0.0,
+                            f"{memory} of {value.numel()} elements of {name} depend on what was in memory before"
+                            if memory else ""))  # fmt: skip
     return checks
 
 
-def _repeated(name: str, value: Tensor, again: Tensor) -> list[Check]:
-    differ = int((~same_bits(value, again)).sum())
-    unwritten = int((torch.isnan(value) & ~torch.isnan(again)).sum())
-    return [
-        Check("written", name, unwritten == 0, float(unwritten), 0.0,
-              f"{unwritten} elements were never written" if unwritten else ""),
-        Check("repeat", name, differ == 0 or unwritten > 0, float(differ), 0.0,
-              f"{differ} of {value.numel()} elements differ between two runs" if differ else ""),
-    ]  # fmt: skip
+def kept(copies: dict[str, Tensor], first: Outputs) -> list[Check]:
+    """Whether the results of the first call are still what they were, now that the function was called again."""
+    checks = []
+    for name, value in first.tensors().items():
+        n = int((~same_bits(value, copies[name])).sum())
+        detail = f"{n} elements of {name}, as returned, changed during a later call" if n else ""
+        checks.append(Check("kept", name, n == 0, float(n), 0.0, detail))
+    return checks
 
 
-def _alone(name: str, value: Tensor, alone: Tensor) -> Check:
-    differ = int((~same_bits(value, alone)).sum())
-    detail = f"{differ} elements of batch element 0 change when it is alone" if differ else ""
-    return Check("batch-invariance", name, differ == 0, float(differ), 0.0, detail)
+def alone(implementation: Implementation, case: Case, inputs: Inputs, first: dict[str, Tensor]) -> list[Check]:
+    """The same bits for a batch element alone."""
+    try:
+        with known_memory():
+            result = implementation(case.with_(B=1), inputs.batch(0)).tensors()
+    except Exception as e:  # noqa: BLE001
+        return [Check("repeat", None, False, 1.0, 0.0, f"batch element 0 alone raised {describe(e)}")]
+    checks = []
+    for name, value in first.items():
+        differ = int((~same_bits(value[:1], result[name])).sum())
+        detail = f"{differ} elements of batch element 0 change when it is alone" if differ else ""
+        checks.append(Check("batch-invariance", name, differ == 0, float(differ), 0.0, detail))
+    return checks

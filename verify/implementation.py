@@ -125,8 +125,10 @@ class Implementation:
 
     # -- calling -------------------------------------------------------------------------------------------------------
 
-    def __call__(self, case: Case, inputs: Inputs) -> Outputs:
-        """Forward, and backward if the case asks for it.
+    def __call__(
+        self, case: Case, inputs: Inputs, gradients: tuple[str, ...] = ("dq", "dk", "dv")
+    ) -> Outputs:  # fmt: skip
+        """Forward, and backward if the case asks for it; only the `gradients` named are asked for.
 
         Raises:
             RefusedError: the function does not take this problem and says so.
@@ -134,10 +136,11 @@ class Implementation:
             Exception: whatever else it raised.
         """
         with contained():
-            return self._run(case, inputs)
+            return self._run(case, inputs, gradients)
 
-    def _run(self, case: Case, inputs: Inputs) -> Outputs:
-        leaves = [x.detach().requires_grad_(case.backward) for x in (inputs.q, inputs.k, inputs.v)]
+    def _run(self, case: Case, inputs: Inputs, gradients: tuple[str, ...]) -> Outputs:
+        given = {"dq": inputs.q, "dk": inputs.k, "dv": inputs.v}
+        leaves = [x.detach().requires_grad_(case.backward and n in gradients) for n, x in given.items()]
         try:
             result = self._forward(case, inputs, leaves)
         except KernelError:
@@ -155,9 +158,9 @@ class Implementation:
             raise WrongResultError("the output is not connected to q, k and v: it has no gradient")
         do = inputs.do if self.signature == "sdpa" else inputs.do.transpose(1, 2)
         raw = out if self.signature == "sdpa" else out.transpose(1, 2)
-        grads = torch.autograd.grad(raw, leaves, do, allow_unused=True)
-        named = dict(zip(("dq", "dk", "dv"), grads, strict=True))
-        for name, leaf in zip(named, leaves, strict=True):
+        asked = {n: leaf for n, leaf in zip(given, leaves, strict=True) if leaf.requires_grad}
+        named = dict(zip(asked, torch.autograd.grad(raw, list(asked.values()), do, allow_unused=True), strict=True))
+        for name, leaf in asked.items():
             if named[name] is None:
                 raise WrongResultError(f"{name} is missing: the output does not depend on that input")
             if named[name].shape != leaf.shape:

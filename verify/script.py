@@ -20,6 +20,7 @@ from .evaluate import in_its_own_layout
 from .expected import reference
 from .implementation import Implementation
 from .inputs import build
+from .storing import stores_scores
 
 
 def script_of(finding: Finding, case: Case, implementation: Implementation) -> str:
@@ -27,7 +28,7 @@ def script_of(finding: Finding, case: Case, implementation: Implementation) -> s
     inputs = build(in_its_own_layout(case, implementation))
     options = implementation.arguments(case, inputs)
     visible, bias = inputs.mask.rows(0, case.M, case.M, case.N, torch.device("cpu"))
-    known = reference(case, inputs)
+    known = reference(case, inputs, stores_scores=stores_scores(implementation, "cpu"))
     bound, envelope = known.bound.get(finding.tensor or ""), known.envelope.get(finding.tensor or "")
     template = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
@@ -42,6 +43,7 @@ def script_of(finding: Finding, case: Case, implementation: Implementation) -> s
         bias=None if bias is None else _literal(bias.expand(case.B, case.H, case.M, case.N).contiguous()),
         bound=None if bound is None else _literal(bound), allowed_rms=(envelope or 0.0) * finding.allowed,
         scale=case.softmax_scale,
+        direction=_literal(known.direction[finding.tensor or ""]) if finding.check == "systematic" else None,
     )  # fmt: skip
 
 

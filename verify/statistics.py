@@ -56,6 +56,24 @@ def mean_interval(values: Sequence[float], confidence: float) -> Mean:
     return Mean(n, mean, mean - half, mean + half, t)
 
 
+def common_slope(cases: Sequence[tuple[float | None, float | None]]) -> Mean | None:
+    """The common a of e = a T over independent cases, from each case's (<e, T>, <T, T>); t is robust to what e holds.
+
+    The ratio estimator sum <e, T> / sum <T, T> with the residuals of the cases as its error (White 1980).  No case
+    weighs more than four times the median one: a case that alone decides would be compared with itself.
+    """
+    weights = sorted(w for _, w in cases if w)
+    if len(weights) < 2:
+        return None
+    cap = 4 * weights[len(weights) // 2]
+    shrunk = [(a * min(1.0, cap / w), min(w, cap)) for a, w in cases if a is not None and w]
+    n, total = len(shrunk), math.fsum(w for _, w in shrunk)
+    slope = math.fsum(a for a, _ in shrunk) / total
+    error = math.sqrt(math.fsum((a - slope * w) ** 2 for a, w in shrunk) * n / (n - 1)) / total
+    t = slope / error if error > 0 else math.copysign(math.inf, slope) if slope else 0.0
+    return Mean(n, slope, slope - 2 * error, slope + 2 * error, t)
+
+
 def rule_of_three(n: int) -> float:
     """Upper 95 % limit of a probability after 0 failures in n independent cases (Hanley and Lippman-Hand 1983)."""
     return 1.0 - 0.05 ** (1.0 / n) if n else 1.0

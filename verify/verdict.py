@@ -76,7 +76,19 @@ def _accuracy(judgement: Judgement, state: str) -> Answer:
     bounds = _of(judgement, "bound")
     if not bounds or state == "nothing-measured":
         return Answer(status="not measured", evidence="No case gave a result.")
-    names = ("returns", "finite", "bound", "written", "inputs-unchanged", "ratio", "predictor", "bias", "accumulators")
+    names = (
+        "returns",
+        "finite",
+        "bound",
+        "memory",
+        "kept",
+        "inputs-unchanged",
+        "ratio",
+        "predictor",
+        "bias",
+        "systematic",
+        "accumulators",
+    )
     failed = [c for name in names for c in _of(judgement, name) if c.status == "fail"]
     cells = [c for c in judgement.cells if c.tensor != "lse" and c.ratio]
     parts = []

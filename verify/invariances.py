@@ -1,0 +1,300 @@
+"""Problems whose answer follows from the answer to another: none needs a reference of its own.
+
+Each relation makes a twin of a case (q and k in other units, heads in another order, hidden keys with other contents,
+the last query alone, ...), and says how the twin's results are read as the original's.  Where the two computations are
+the same operation for operation, they must agree to the bit; elsewhere the twin is held to the original's truth and
+bound.  A relation that does not apply to a case gives None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..reference.masks import Mask
+from .case import Case
+from .draws import Draws
+from .inputs import Inputs
+
+View = Callable[[Tensor], Tensor]
+TENSORS = ("out", "lse", "dq", "dk", "dv")
+GRADIENTS = ("dq", "dk", "dv")
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Twin:
+    """A problem, and how its results are those of the original.
+
+    read: per tensor, from the twin's to what the original's `part` should be; a tensor without an entry is not compared
+    bits: the tensors of which that holds to the bit (elsewhere: within the original's bound of the truth)
+    """
+
+    case: Case
+    inputs: Inputs
+    read: dict[str, View]
+    part: View = _same  # of the original's tensor [B, H, M, ...] that the twin has an answer for
+    bits: frozenset[str] = frozenset()
+    gradients: tuple[str, ...] = GRADIENTS  # what is differentiated for
+
+
+Relation = Callable[[Case, Inputs], Twin | None]
+RELATIONS: dict[str, Relation] = {}
+
+
+def _relation(name: str) -> Callable[[Relation], Relation]:
+    def register(relation: Relation) -> Relation:
+        RELATIONS[name] = relation
+        return relation
+
+    return register
+
+
+def twins(case: Case, inputs: Inputs) -> Iterator[tuple[str, Twin]]:
+    """All that apply, in an order drawn from the case's seed."""
+    draws = Draws(case.seed, "relation")
+    names = list(RELATIONS)
+    for i in range(len(names) - 1, 0, -1):
+        j = int(draws.integers(0, i + 1, 1)[0])
+        names[i], names[j] = names[j], names[i]
+    for name in names:
+        twin = RELATIONS[name](case, inputs)
+        if twin is not None:
+            yield name, twin
+
+
+# -- other units: powers of two commute with every rounding ------------------------------------------------------------
+
+
+def _times(x: Tensor, factor: float) -> Tensor | None:
+    """The tensor times a power of two in the same layout, or None where that is not exact."""
+    storage = torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage())
+    scaled = torch.empty(0, dtype=x.dtype, device=x.device).set_((storage * factor).untyped_storage())
+    out = scaled.as_strided(x.shape, x.stride(), x.storage_offset())
+    exact = torch.equal(out.double(), x.double() * factor) and bool(torch.isfinite(out).all())
+    return out if exact else None
+
+
+def _halved(x: Tensor) -> Tensor:
+    return x / 2 if x.dtype == torch.float64 else x.double() / 2
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return x.double() * 2
+
+
+def _through_scores(case: Case) -> frozenset[str]:
+    """Gradients through dS: in fp16 it is often subnormal, and then rounds differently when doubled."""
+    return frozenset({"dq", "dk"}) if case.dtype != "fp16" else frozenset()
+
+
+@_relation("V -> 2V")
+def _(case: Case, inputs: Inputs) -> Twin | None:
+    if (v := _times(inputs.v, 2.0)) is None:
+        return None
+    read = {"out": _halved, "lse": _same, "dq": _halved, "dk": _halved, "dv": _same}
+    return Twin(case, replace(inputs, v=v), read, bits=frozenset({"out", "lse", "dv"}) | _through_scores(case))
+
+
+@_relation("dO -> 2dO")
+def _(case: Case, inputs: Inputs) -> Twin | None:
+    if not case.backward or (do := _times(inputs.do, 2.0)) is None:
+        return None
+    read = dict.fromkeys(GRADIENTS, _halved)
+    return Twin(case, replace(inputs, do=do), read, bits=frozenset({"dv"}) | _through_scores(case))
+
+
+@_relation("(q, k) -> (2q, k/2)")
+def _(case: Case, inputs: Inputs) -> Twin | None:
+    q, k = _times(inputs.q, 2.0), _times(inputs.k, 0.5)
+    if q is None or k is None:
+        return None
+    read = {"out": _same, "lse": _same, "dq": _doubled, "dk": _halved, "dv": _same}
+    # a kernel that multiplies q or k by the scale in fp16 first may meet subnormal numbers there
+    bits = frozenset(TENSORS) if case.dtype != "fp16" else frozenset[str]()
+    return Twin(case, replace(inputs, q=q, k=k), read, bits=bits)
+
+
+# -- another order -----------------------------------------------------------------------------------------------------
+
+
+def _plain(case: Case) -> bool:
+    """No tensor is a view that repeats itself: parts of it can be changed."""
+    return case.layout != "expanded"
+
+
+def _with(x: Tensor, change: View) -> Tensor:
+    """The changed values in a storage of their own with the same strides and gaps."""
+    storage = torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage()).clone()
+    out = torch.empty(0, dtype=x.dtype, device=x.device).set_(storage.untyped_storage())
+    out = out.as_strided(x.shape, x.stride(), x.storage_offset())
+    return out.copy_(change(x))
+
+
+def _on_axis(x: Tensor | None, axis: int, change: View) -> Tensor | None:
+    """Change a mask along one of the four axes of [B, H, M, N], if it has that axis and is not broadcast along it."""
+    if x is None or x.dim() < -axis or x.shape[axis] == 1:
+        return x
+    return change(x)
+
+
+@_relation("batch and head groups in reverse order")
+def _(case: Case, inputs: Inputs) -> Twin | None:
+    if not _plain(case) or case.B * case.HK == 1:
+        return None
+    m = inputs.mask
+
+    def groups(x: Tensor, axis: int) -> Tensor:
+        """The order within a group stays: it is that in which gradients are summed."""
+        return x.unflatten(axis, (case.HK, -1)).flip(axis - 1).flatten(axis - 1, axis)
+
+    def reverse(x: Tensor) -> Tensor:
+        return groups(x.flip(0).movedim(1, -1), -1).movedim(-1, 1)
+
+    def mask(x: Tensor | None) -> Tensor | None:
+        x = _on_axis(x, -4, lambda y: y.flip(-4))
+        return _on_axis(x, -3, lambda y: groups(y.movedim(-3, -1), -1).movedim(-1, -3))
+
+    lengths = None if m.key_lengths is None else m.key_lengths.flip(0)
+    changed = replace(m, allowed=mask(m.allowed), bias=mask(m.bias), key_lengths=lengths)
+    q, k, v, do = (_with(x, reverse) for x in (inputs.q, inputs.k, inputs.v, inputs.do))
+    return Twin(case, Inputs(q, k, v, do, changed), dict.fromkeys(TENSORS, reverse), bits=frozenset(TENSORS))
+
+
+def _positional(case: Case) -> bool:
+    return case.mask.causal or case.mask.window is not None
+
+
+@_relation("keys in reverse order")
+def _(case: Case, inputs: Inputs) -> Twin | None:
+    if not _plain(case) or _positional(case) or case.mask.key_lengths or case.N < 2:
+        return None
+    m = inputs.mask
+
+    def mask(x: Tensor | None) -> Tensor | None:
+        return _on_axis(x, -1, lambda y: y.flip(-1))
+
+    def reverse(x: Tensor) -> Tensor:
+        return x.flip(2)
+
+    k, v = (_with(x, reverse) for x in (inputs.k, inputs.v))
+    read = {"out": _same, "lse": _same, "dq": _same, "dk": reverse, "dv": reverse}
+    return Twin(case, replace(inputs, k=k, v=v, mask=replace(m, allowed=mask(m.allowed), bias=mask(m.bias))), read)
+
+
+@_relation("queries in reverse order")
+def _(case: Case, inputs: Inputs) -> Twin | None:
+    if not _plain(case) or _positional(case) or case.M < 2:
+        return None
+    m = inputs.mask
+
+    def mask(x: Tensor | None) -> Tensor | None:
+        return _on_axis(x, -2, lambda y: y.flip(-2))
+
+    def reverse(x: Tensor) -> Tensor:
+        return x.flip(2)
+
+    q, do = (_with(x, reverse) for x in (inputs.q, inputs.do))
+    read = {"out": reverse, "lse": reverse, "dq": reverse, "dk": _same, "dv": _same}
+    return Twin(case, replace(inputs, q=q, do=do, mask=replace(m, allowed=mask(m.allowed), bias=mask(m.bias))), read)
+
+
+# -- what nobody sees --------------------------------------------------------------------------------------------------
+
+
+@_relation("other contents in hidden keys and values")
+def _(case: Case, inputs: Inputs) -> Twin | None:
+    if not _plain(case) or case.M * case.N == 0:
+        return None
+    visible, _ = inputs.mask.rows(0, case.M, case.M, case.N, inputs.q.device)
+    seen = visible.expand(case.B, case.H, case.M, case.N).any(2)  # [B, H, N]
+    hidden = ~seen.unflatten(1, (case.HK, case.H // case.HK)).any(2)  # [B, HK, N]
+    if not hidden.any():
+        return None
+    where = hidden[..., None]
+    k, v = (_with(x, lambda y: torch.where(where, 5.0 - 2.0 * y.clamp(-64.0, 64.0), y)) for x in (inputs.k, inputs.v))
+    return Twin(case, replace(inputs, k=k, v=v), dict.fromkeys(TENSORS, _same), bits=frozenset(TENSORS))
+
+
+@_relation("dO of one query alone")
+def _(case: Case, inputs: Inputs) -> Twin | None:
+    if not _plain(case) or not case.backward or case.M < 2:
+        return None
+    row = int(Draws(case.seed, "row").integers(0, case.M, 1)[0])
+
+    def alone(x: Tensor) -> Tensor:
+        return torch.zeros_like(x).index_copy_(2, torch.tensor([row], device=x.device), x[:, :, row : row + 1])
+
+    def own(x: Tensor) -> Tensor:
+        return x[:, :, row : row + 1]
+
+    return Twin(case, replace(inputs, do=_with(inputs.do, alone)), {"dq": own}, part=own)
+
+
+# -- a part of the problem ---------------------------------------------------------------------------------------------
+
+
+def _rows_of(mask: Mask, rows: slice) -> Mask:
+    def cut(x: Tensor | None) -> Tensor | None:
+        return _on_axis(x, -2, lambda y: y[..., rows, :])
+
+    return replace(mask, allowed=cut(mask.allowed), bias=cut(mask.bias))
+
+
+@_relation("the last query alone")
+def _(case: Case, inputs: Inputs) -> Twin | None:
+    """Decoding gives what prefilling gave."""
+    if case.M < 2 or (_positional(case) and case.mask.alignment != "bottom-right"):
+        return None
+    last = slice(case.M - 1, case.M)
+
+    def part(x: Tensor) -> Tensor:
+        return x[:, :, last]
+
+    cut = replace(inputs, q=inputs.q[:, :, last], do=inputs.do[:, :, last], mask=_rows_of(inputs.mask, last))
+    return Twin(case.with_(M=1), cut, dict.fromkeys(("out", "lse", "dq"), _same), part=part)
+
+
+@_relation("the first half of a causal sequence")
+def _(case: Case, inputs: Inputs) -> Twin | None:
+    m = inputs.mask
+    if not case.mask.causal or case.M != case.N or case.M < 2 or case.mask.key_lengths:
+        return None
+    n = (case.M + 1) // 2
+
+    def part(x: Tensor) -> Tensor:
+        return x[:, :, :n]
+
+    def cut(x: Tensor | None) -> Tensor | None:
+        return _on_axis(_on_axis(x, -2, lambda y: y[..., :n, :]), -1, lambda y: y[..., :n])
+
+    q, k, v, do = (part(x) for x in (inputs.q, inputs.k, inputs.v, inputs.do))
+    cut_inputs = Inputs(q, k, v, do, replace(m, allowed=cut(m.allowed), bias=cut(m.bias)))
+    return Twin(case.with_(M=n, N=n), cut_inputs, dict.fromkeys(("out", "lse", "dq"), _same), part=part)
+
+
+@_relation("each key and value head repeated")
+def _(case: Case, inputs: Inputs) -> Twin | None:
+    """Grouped-query attention is attention with heads repeated; their gradients are sums over the group."""
+    if case.H == case.HK:
+        return None
+    group = case.H // case.HK
+    k, v = (x.repeat_interleave(group, 1) for x in (inputs.k, inputs.v))
+    return Twin(case.with_(HK=case.H), replace(inputs, k=k, v=v), dict.fromkeys(("out", "lse", "dq"), _same))
+
+
+def _gradient_alone(name: str) -> Relation:
+    def relation(case: Case, inputs: Inputs) -> Twin | None:
+        return Twin(case, inputs, {"out": _same, name: _same}, gradients=(name,)) if case.backward else None
+
+    return relation
+
+
+for _name in GRADIENTS:
+    RELATIONS[f"{_name} alone asked for"] = _gradient_alone(_name)
