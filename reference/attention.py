@@ -57,10 +57,12 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Forwar
     return Forward(o, lse)
 
 
-def backward(q: Tensor, k: Tensor, v: Tensor, do: Tensor, mask: Mask, scale: float) -> Gradients:
-    """The vector-Jacobian product of O with do [B, H, M, D], in float64.
+def backward(
+    q: Tensor, k: Tensor, v: Tensor, do: Tensor, mask: Mask, scale: float, dlse: Tensor | None = None
+) -> Gradients:
+    """The vector-Jacobian product of O with do [B, H, M, D], and of L with dlse [B, H, M] if given, in float64.
 
-        dV = P^T dO     dP = dO V^T     delta = rowsum(P * dP)     dS = P * (dP - delta)
+        dV = P^T dO     dP = dO V^T     delta = rowsum(P * dP) - dL     dS = P * (dP - delta)
         dQ = scale * dS K     dK = scale * dS^T Q
 
     Raises ValueError when the shapes do not fit together.
@@ -82,6 +84,8 @@ def backward(q: Tensor, k: Tensor, v: Tensor, do: Tensor, mask: Mask, scale: flo
         p, _ = softmax(logits(q_i, k, visible, bias, scale), visible)  # [B, H, r, N]
         dp = ungroup(group(do_i, k) @ v.mT, p).masked_fill_(~visible, 0.0)  # [B, H, r, N]
         delta = (p * dp).sum(-1, keepdim=True)  # [B, H, r, 1]
+        if dlse is not None:
+            delta -= dlse[:, :, start:stop, None]
         ds = dp.sub_(delta).mul_(p).masked_fill_(~visible, 0.0)  # [B, H, r, N]
         look = None if clean else seen(visible, p, k)  # [B, HK, G r, N]
         back = None if look is None else look.mT

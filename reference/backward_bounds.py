@@ -52,6 +52,7 @@ def backward_errors(
 
     # delta, whose error is common to the row
     e_delta = TINY32 * (c.N + c.D + (do + b.o.abs()).sum(-1, keepdim=True))  # [B, H, r, 1]
+    e_delta = e_delta + U32 * b.delta.abs()  # less the gradient of the LSE, if there is one
     by_output = (do * o_error + c.g(c.D) * do * (b.o.abs() + o_error)).sum(-1, keepdim=True)
     by_weights = e_p * b.dp.abs() + (b.p + e_p) * (e_dp + (c.g(c.N) + 2 * U32) * (b.dp.abs() + e_dp))
     by_weights = by_weights.masked_fill(hidden, 0.0).sum(-1, keepdim=True)

@@ -18,7 +18,7 @@ class Block:
 
     visible, raw = q . k, bias, s = scale * raw + bias, p, dp, ds   [B, H, r, N], or a broadcast 0 if absent
     q, o, do                                                        [B, H, r, D]
-    m (largest visible logit), lse, delta = sum dO * O; 0 if empty  [B, H, r, 1]
+    m (largest visible logit), lse, delta = sum dO * O - dL; 0 if empty  [B, H, r, 1]
     """
 
     start: int
@@ -39,9 +39,19 @@ class Block:
 
 
 def blocks(
-    q: Tensor, k: Tensor, v: Tensor, do: Tensor | None, mask: Mask, scale: float, truth: Forward
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    do: Tensor | None,
+    mask: Mask,
+    scale: float,
+    truth: Forward,
+    dlse: Tensor | None = None,
 ) -> Iterator[Block]:
-    """All blocks; k and v are float64 without NaN or Inf (see `clean`). Without do, its quantities are 0."""
+    """All blocks; k and v are float64 without NaN or Inf (see `clean`). Without do, its quantities are 0.
+
+    dlse [B, H, M] is the gradient that comes back through the LSE; delta contains it.
+    """
     check_shapes(q, k, v, do)
     B, H, M, _ = q.shape
     N = k.shape[2]
@@ -66,6 +76,8 @@ def blocks(
             do_i = clean(do[:, :, rows])
             dp = ungroup(group(do_i, k) @ v.mT, q_i).masked_fill_(hidden, 0.0)
             delta = (do_i * o).sum(-1, keepdim=True)
+            if dlse is not None:
+                delta = delta - dlse[:, :, rows, None]
             ds = (p * (dp - delta)).masked_fill_(hidden, 0.0)
         yield Block(start, stop, visible, raw, b, s, p, m, lse, q_i, o, do_i, dp, delta, ds)
 

@@ -80,16 +80,17 @@ def certify(
     arrangement: Arrangement,
     truth: Forward,
     gradients: Gradients | None,
+    dlse: Tensor | None = None,
 ) -> Bounds:
     """Bounds for a kernel that receives q, k, v, do in their dtype and computes as `arrangement` says.
 
-    truth and gradients are the float64 results on the same tensors. Shapes as in `attention`. Raises
-    KeyError for a dtype other than fp16, bf16 and fp32, ValueError when the shapes do not fit or only one
-    of do and gradients is given.
+    truth and gradients are the float64 results on the same tensors, those by dlse [B, H, M] included. Shapes
+    as in `attention`. Raises KeyError for a dtype other than fp16, bf16 and fp32, ValueError when the shapes
+    do not fit or only one of do and gradients is given.
     """
     check_gradients(do, gradients)
     sums = Certification(q, clean(k), clean(v), scale, arrangement, truth, gradients)
-    for b in blocks(q, sums.setting.k, sums.setting.v, do, mask, scale, truth):
+    for b in blocks(q, sums.setting.k, sums.setting.v, do, mask, scale, truth, dlse):
         sums.add(b)
     return sums.result()
 

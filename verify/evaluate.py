@@ -23,7 +23,7 @@ from . import guards, single
 from .case import Case
 from .check import Check
 from .errors import Errors, bound_ratio, floored_log_ratio, same_bits
-from .expected import Reference, dtype_of, reference
+from .expected import Reference, dtype_of, reference, with_lse_gradient
 from .implementation import Implementation, Outputs, RefusedError, WrongResultError, describe
 from .inputs import Inputs, build
 from .invariances import Twin, twins
@@ -295,7 +295,9 @@ def _invariances(
 ) -> list[Check]:  # fmt: skip
     """So many of the relations that apply."""
     possible = (
-        (name, twin) for name, twin in twins(posed.case, posed.inputs) if implementation.lacks(twin.case) is None
+        (name, twin)
+        for name, twin in twins(posed.case, posed.inputs)
+        if implementation.lacks(twin.case) is None and (twin.dlse is None or implementation.lse_option is not None)
     )
     return [c for name, twin in islice(possible, count) for c in _related(name, twin, implementation, posed, first)]
 
@@ -306,17 +308,22 @@ def _related(
     """Whether a twin's results are the original's."""
     try:
         with guards.known_memory():
-            results = implementation(twin.case, twin.inputs, twin.gradients).tensors()
+            results = implementation(
+                twin.case, twin.inputs, twin.gradients, dlse=twin.dlse, between=twin.between
+            ).tensors()
     except RefusedError:
         return []
     except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)
         return [Check("invariance", "out", False, 1.0, 0.0, f"{name}: it raised {describe(e)}")]
     checks, known = [], posed.known
+    truths, bounds = known.truth, known.bound
+    if twin.dlse is not None:
+        truths, bounds = with_lse_gradient(twin.case, twin.inputs, twin.dlse, known)
     for tensor, read in twin.read.items():
         if tensor not in results or tensor not in first:
             continue
-        value, truth = read(results[tensor]), twin.part(known.truth[tensor])
-        worst = _right("invariance", tensor, value, truth, twin.part(known.bound[tensor]), posed.case)
+        value, truth = read(results[tensor]), twin.part(truths[tensor])
+        worst = _right("invariance", tensor, value, truth, twin.part(bounds[tensor]), posed.case)
         if worst.passed and tensor in twin.bits:
             worst = _equal(tensor, value, twin.part(first[tensor]))
         checks.append(worst if worst.passed else replace(worst, detail=f"{name}: {worst.detail}"))

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..reference import attention as truth_of
 from ..reference import standard
 from ..reference.analysis import analyse
-from ..reference.arrangements import ANY, FLASH, FUSED, STANDARD
+from ..reference.arrangements import ANY, FLASH, FUSED, STANDARD, Arrangement
+from ..reference.bounds import certify
 from .case import Case
 from .errors import Errors, Target, rounded
 from .inputs import DTYPES, Inputs
@@ -31,6 +32,7 @@ class Reference:
     predicted: dict[str, float | None]  # RMS error of the flash arrangement
     envelope: dict[str, float | None]  # the larger of flash's and standard's
     max_logit: float
+    arrangement: Arrangement  # of the bounds
     target: dict[str, Target]
     usual: dict[str, Errors]  # standard attention's
     best: dict[str, Errors]  # the rounded truth's
@@ -53,9 +55,10 @@ def reference(case: Case, inputs: Inputs, *, stores_scores: bool) -> Reference:
         for name in ("dq", "dk", "dv"):
             truth[name] = getattr(gradients, name)
             usual[name] = getattr(usual_gradients, name)
+    arrangement = ANY if stores_scores else FUSED
     known = analyse(
-        q, k, v, grad, mask, scale, fwd, gradients,
-        ANY if stores_scores else FUSED, (FLASH, STANDARD) if stores_scores else (FLASH,),
+        q, k, v, grad, mask, scale, fwd, gradients, arrangement,
+        (FLASH, STANDARD) if stores_scores else (FLASH,),
     )  # fmt: skip
     scales = known.scales
     expected = {n: getattr(known.predicted[0], n, None) for n in truth}
@@ -67,10 +70,22 @@ def reference(case: Case, inputs: Inputs, *, stores_scores: bool) -> Reference:
     return Reference(
         truth=truth, standard=usual, bound={n: getattr(known.bounds, n) for n in truth},
         direction={n: getattr(known.directions, n) for n in truth if n != "lse"}, natural_scale=natural,
-        predicted=expected, envelope=envelope, max_logit=known.max_logit, target=target,
+        predicted=expected, envelope=envelope, max_logit=known.max_logit, arrangement=arrangement, target=target,
         usual={n: t.errors(usual[n]) for n, t in target.items()},
         best={n: t.errors(rounded(t.truth, dtype_of(n, case))) for n, t in target.items()},
     )  # fmt: skip
+
+
+def with_lse_gradient(
+    case: Case, inputs: Inputs, dlse: Tensor, known: Reference
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
+    """Truth and bounds of the gradients when dlse [B, H, M] comes back through the LSE."""
+    q, k, v, do, mask, scale = inputs.q, inputs.k, inputs.v, inputs.do, inputs.mask, case.softmax_scale
+    fwd = truth_of.Forward(known.truth["out"], known.truth["lse"])
+    gradients = truth_of.backward(q, k, v, do, mask, scale, dlse)
+    bounds = certify(q, k, v, do, mask, scale, known.arrangement, fwd, gradients, dlse)
+    names = ("dq", "dk", "dv")
+    return {n: getattr(gradients, n) for n in names}, {n: getattr(bounds, n) for n in names}
 
 
 def _rms(x: Tensor) -> float:

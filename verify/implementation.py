@@ -126,9 +126,13 @@ class Implementation:
     # -- calling -------------------------------------------------------------------------------------------------------
 
     def __call__(
-        self, case: Case, inputs: Inputs, gradients: tuple[str, ...] = ("dq", "dk", "dv")
+        self, case: Case, inputs: Inputs, gradients: tuple[str, ...] = ("dq", "dk", "dv"), *,
+        dlse: Tensor | None = None, between: Inputs | None = None,
     ) -> Outputs:  # fmt: skip
-        """Forward, and backward if the case asks for it; only the `gradients` named are asked for.
+        """Forward, and backward if the case asks for it.
+
+        Only the `gradients` named are asked for; `dlse` [B, H, M] comes back through the LSE as well; between forward
+        and backward the function is called on other inputs of the same shape.
 
         Raises:
             RefusedError: the function does not take this problem and says so.
@@ -136,9 +140,11 @@ class Implementation:
             Exception: whatever else it raised.
         """
         with contained():
-            return self._run(case, inputs, gradients)
+            return self._run(case, inputs, gradients, dlse, between)
 
-    def _run(self, case: Case, inputs: Inputs, gradients: tuple[str, ...]) -> Outputs:
+    def _run(
+        self, case: Case, inputs: Inputs, gradients: tuple[str, ...], dlse: Tensor | None, between: Inputs | None
+    ) -> Outputs:  # fmt: skip
         given = {"dq": inputs.q, "dk": inputs.k, "dv": inputs.v}
         leaves = [x.detach().requires_grad_(case.backward and n in gradients) for n, x in given.items()]
         try:
@@ -151,21 +157,22 @@ class Implementation:
             if _REFUSAL.search(str(e)):
                 raise RefusedError(describe(e)) from e
             raise
-        out, lse = self._unpack(result, case, inputs.q.device)
+        out, raw_lse = self._unpack(result, case, inputs.q.device)
+        lse = None if raw_lse is None else self._finished(raw_lse)
         if not case.backward:
             return Outputs(out.detach(), lse)
         if not out.requires_grad:
             raise WrongResultError("the output is not connected to q, k and v: it has no gradient")
         do = inputs.do if self.signature == "sdpa" else inputs.do.transpose(1, 2)
-        raw = out if self.signature == "sdpa" else out.transpose(1, 2)
+        results, backwards = [out if self.signature == "sdpa" else out.transpose(1, 2)], [do]
+        if dlse is not None:
+            if raw_lse is None or not raw_lse.requires_grad:
+                raise RefusedError("the log-sum-exp is not connected to q and k: it has no gradient")
+            results, backwards = [*results, raw_lse], [do, dlse]
+        if between is not None:
+            self._forward(case, between, [x.detach() for x in (between.q, between.k, between.v)])
         asked = {n: leaf for n, leaf in zip(given, leaves, strict=True) if leaf.requires_grad}
-        named = dict(zip(asked, torch.autograd.grad(raw, list(asked.values()), do, allow_unused=True), strict=True))
-        for name, leaf in asked.items():
-            if named[name] is None:
-                raise WrongResultError(f"{name} is missing: the output does not depend on that input")
-            if named[name].shape != leaf.shape:
-                raise WrongResultError(f"{name} has shape {tuple(named[name].shape)}, not {tuple(leaf.shape)}")
-        return Outputs(out.detach(), lse, **named)
+        return Outputs(out.detach(), lse, **_differentiated(results, asked, backwards))
 
     def _forward(self, case: Case, inputs: Inputs, leaves: list[Tensor]) -> Any:
         if self.signature == "flash_attn":
@@ -252,12 +259,23 @@ class Implementation:
                 raise WrongResultError(f"the log-sum-exp has shape {tuple(lse.shape)}, not {shape[:3]}")
             if lse.device != device:
                 raise WrongResultError(f"the log-sum-exp is on {lse.device}, the inputs are on {device}")
-            lse = lse.detach()
-            if (
-                self.signature == "flash_attn"
-            ):  # FlashAttention 2 writes +inf for a query that sees no key, 3 writes -inf
-                lse = torch.where(lse == float("inf"), float("-inf"), lse)
         return out, lse
+
+    def _finished(self, lse: Tensor) -> Tensor:
+        """FlashAttention 2 writes +inf for a query that sees no key, 3 writes -inf."""
+        lse = lse.detach()
+        return torch.where(lse == float("inf"), float("-inf"), lse) if self.signature == "flash_attn" else lse
+
+
+def _differentiated(results: list[Tensor], leaves: dict[str, Tensor], backwards: list[Tensor]) -> dict[str, Tensor]:
+    """The gradients by name; a missing one, or one of another shape, is a wrong result."""
+    found = torch.autograd.grad(results, list(leaves.values()), backwards, allow_unused=True)
+    for (name, leaf), gradient in zip(leaves.items(), found, strict=True):
+        if gradient is None:
+            raise WrongResultError(f"{name} is missing: the output does not depend on that input")
+        if gradient.shape != leaf.shape:
+            raise WrongResultError(f"{name} has shape {tuple(gradient.shape)}, not {tuple(leaf.shape)}")
+    return dict(zip(leaves, found, strict=True))
 
 
 def describe(e: BaseException) -> str:

@@ -42,6 +42,8 @@ class Twin:
     part: View = _same  # of the original's tensor [B, H, M, ...] that the twin has an answer for
     bits: frozenset[str] = frozenset()
     gradients: tuple[str, ...] = GRADIENTS  # what is differentiated for
+    dlse: Tensor | None = None  # a gradient that comes back through the LSE [B, H, M]; truth and bound are then its own
+    between: Inputs | None = None  # what the function is called on between forward and backward
 
 
 Relation = Callable[[Case, Inputs], Twin | None]
@@ -294,6 +296,24 @@ def _gradient_alone(name: str) -> Relation:
         return Twin(case, inputs, {"out": _same, name: _same}, gradients=(name,)) if case.backward else None
 
     return relation
+
+
+@_relation("another call between forward and backward")
+def _(case: Case, inputs: Inputs) -> Twin | None:
+    if not case.backward or not _plain(case):
+        return None
+    q, k = (_with(x, lambda y: 0.5 - y) for x in (inputs.q, inputs.k))
+    other = replace(inputs, q=q, k=k)
+    return Twin(case, inputs, dict.fromkeys(TENSORS, _same), bits=frozenset(TENSORS), between=other)
+
+
+@_relation("a gradient through the LSE")
+def _(case: Case, inputs: Inputs) -> Twin | None:
+    if not case.backward:
+        return None
+    values = Draws(case.seed, "dlse").normal(case.B, case.H, case.M)
+    dlse = torch.from_numpy(values.astype("float32")).to(inputs.q.device)
+    return Twin(case, inputs, dict.fromkeys(GRADIENTS, _same), dlse=dlse)
 
 
 for _name in GRADIENTS:
