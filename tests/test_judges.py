@@ -256,7 +256,7 @@ def test_kept_rejects_a_buffer_shared_between_calls():
 
 #: a fault that one relation sees, on a case where it applies -> words of that relation
 RELATED = {
-    "flushes": (lambda o, lse, *_: (torch.where(o.abs() < 1e-3, o * 0, o), lse), {}, "V -> 2V"),
+    "flushes": (lambda o, lse, *_: (torch.where(o.abs() < 1e-3, o * 0, o), lse), dict(M=240), "V -> 2V"),
     "flushes q": (
         lambda o, lse, query, *_: (torch.where(query.abs() < 2e-2, o * (1 + 2.0**-7), o), lse), {}, "(q, k)"),
     "favours a head": (

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from . import interrupts
+from .cli_selftest import selftest
 from .problems import (
     FAIL,
     INTERNAL,
@@ -367,6 +368,9 @@ def truth(seed: int, bits: int) -> None:
     rows = yardstick(seed, bits)
     Console().yardstick(rows)
     sys.exit(PASS if all(r.straight for r in rows) else FAIL)
+
+
+cli.add_command(selftest)
 
 
 def main() -> None:

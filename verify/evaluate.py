@@ -333,8 +333,9 @@ def _related(
 def _equal(name: str, value: Tensor, first: Tensor) -> Check:
     """Equality of numbers, where they are normal: subnormal ones round differently in other units."""
     smallest = 4 * torch.finfo(first.dtype).tiny
-    differ = (value.double() != first.double()) & (first.double().abs() >= smallest)
-    n = int((differ & torch.isfinite(first)).count_nonzero())
+    a, b = value.double(), first.double()
+    normal = torch.maximum(a.abs(), b.abs()) >= smallest
+    n = int(((a != b) & normal & torch.isfinite(b)).count_nonzero())
     detail = f"{n} of {first.numel()} elements of {name} are not the same bits" if n else ""
     return Check("invariance", name, n == 0, float(n), 0.0, detail)
 

@@ -1,0 +1,92 @@
+"""The record of a selftest: what kills which mutant, which peer's rule accepts it, and what the clean kernels did."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA = 1
+Phase = Literal["survey", "hunt", "exact"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Kill(_Model):
+    """A check that fails: for which tensors, and after how many cases of its phase that was known."""
+
+    check: str
+    tensors: tuple[str, ...]
+    phase: Phase
+    cases: int
+
+
+class MutantResult(_Model):
+    """What became of one mutant."""
+
+    name: str
+    mirrors: str
+    what: str
+    tensors: tuple[str, ...]  # that a finding may rightly name; none: the call itself is at fault
+    kills: tuple[Kill, ...]
+    cases: int  # of the survey that it was put to
+    worst: float | None  # largest error / standard's largest, on normal inputs; None: not comparable
+    accepted_by: tuple[str, ...] = ()  # the peers whose rule it passes
+
+    @property
+    def subtle(self) -> bool:
+        """Its largest error on normal inputs is within twice standard attention's."""
+        return self.worst is not None and self.worst <= 2.0
+
+    def killers(self, without: str | None = None) -> set[str]:
+        """The checks that fail, less one."""
+        return {k.check for k in self.kills} - {without}
+
+    def first(self, phase: Phase) -> int | None:
+        """After how many cases of a phase it was found out."""
+        return min((k.cases for k in self.kills if k.phase == phase), default=None)
+
+
+class CleanResult(_Model):
+    """What became of a kernel that is right."""
+
+    name: str
+    what: str
+    cases: int
+    alarms: tuple[str, ...]
+    left_out: str = ""  # cases that it was not put to, and why
+
+
+class PeerRule(_Model):
+    """Another project's way to test, as it was applied."""
+
+    name: str
+    source: str
+    rule: str
+    differs: str
+
+
+class SelfTest(_Model):
+    """Everything that a selftest found."""
+
+    version: Literal[1] = 1
+    created: str
+    command: str
+    seed: int
+    quick: bool
+    seconds: float
+    versions: dict[str, str]
+    gates: tuple[str, ...]  # the checks of which one failing turns the gate red
+    mutants: tuple[MutantResult, ...]
+    clean: tuple[CleanResult, ...]
+    peers: tuple[PeerRule, ...] = ()
+
+    def survivors(self, without: str | None = None) -> list[MutantResult]:
+        """Mutants that no check kills, were one check removed."""
+        return [m for m in self.mutants if not m.killers(without)]
+
+    def alone(self) -> dict[str, list[str]]:
+        """Per gate, the mutants that only it kills."""
+        return {g: [m.name for m in self.mutants if m.killers() == {g}] for g in self.gates}
