@@ -121,7 +121,7 @@ ACCUMULATORS = (
     Mutant("dv-accumulated-in-half", "own: an accumulator of the input's dtype",
            "dV is rounded to the input's dtype after every tile.", ("dv",),
            (Edit(BACKWARD, _DV_DOT, _dot_rounded(_DV_DOT, "do")),),
-           "more than one tile of queries, or grouped heads", subtle=True),
+           "more than one tile of queries, or grouped heads"),
     Mutant("delta-in-half", "own: a buffer of the input's dtype",
            "delta is kept in the input's dtype.", ("dq", "dk"),
            (Edit(BACKWARD, _SUMS, _SUMS.replace("sums", _rounded("sums", "o"))),)),
