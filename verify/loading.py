@@ -1,7 +1,8 @@
-"""Finding an implementation: a built-in name, `package.module:function`, or `path/to/file.py:function`."""
+"""Finding an implementation: a built-in name, `package.module:function`, `path/to/file.py:function`, or a mutant."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -17,7 +18,7 @@ from .problems import UsageError
 
 
 def load(spec: str) -> Implementation:
-    """A built-in name, `package.module:function`, or `path/to/file.py:function`.
+    """A built-in name, `package.module:function`, `path/to/file.py:function`, `mutant:NAME` or `variant:NAME`.
 
     Raises:
         UsageError: in one line, for whatever cannot be found, imported or recognised.
@@ -30,6 +31,8 @@ def load(spec: str) -> Implementation:
             f"unknown implementation {spec!r}: use one of {', '.join(BUILTIN)}, "
             "or package.module:function, or file.py:function"
         )
+    if target in ("mutant", "variant"):
+        return recognise(spec, _edited(target, attribute))
     module = _import_file(Path(target)) if target.endswith(".py") else _import_module(target)
     found: Any = module
     for part in attribute.split("."):
@@ -40,6 +43,17 @@ def load(spec: str) -> Implementation:
     if not callable(found):
         raise UsageError(f"{spec} is of type {type(found).__name__}; name a function")
     return recognise(spec, found)
+
+
+def _edited(kind: str, name: str) -> Any:
+    """The bundled kernel with a deliberate fault, or rearranged."""
+    from ..kernels import mutants
+
+    known: dict[str, Any] = dict(mutants.MUTANTS if kind == "mutant" else mutants.VARIANTS)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 4, 0.0)
+        raise UsageError(f"no {kind} {name!r}; there are {', '.join(near)} and {len(known) - len(near)} more")
+    return mutants.load_module(known[name]).attention
 
 
 def _import_file(path: Path) -> Any:

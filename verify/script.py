@@ -72,7 +72,7 @@ def _load_code(implementation: Implementation) -> str:
     if name in _BACKENDS:
         return _SDPA.format(backend=_BACKENDS[name])
     target, colon, attribute = name.rpartition(":")
-    if not colon:
+    if not colon or target in ("mutant", "variant"):
         return (
             f"from flashproof.verify.loading import load  # a built-in of it\n\nattention = load({name!r}).function\n"
         )

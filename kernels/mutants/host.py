@@ -1,0 +1,73 @@
+"""Faults of the Python around the kernels: errors, dtypes, state between calls, paths that tests do not take."""
+
+from __future__ import annotations
+
+from .source import ATTENTION, FORWARD, OUTPUTS, Edit, Mutant
+
+_TILES = "tiles=default_tiles(D, query.dtype, query.device) if tiles is None else tiles,"
+_LN2 = "LN2 = math.log(2.0)"
+_SCALE = "scale=1.0 / math.sqrt(D) if scale is None else float(scale),"
+
+MUTANTS = (
+    Mutant("raises-without-keys", "FlashAttention #2470",
+           "A division by the number of keys, to choose how often to split them.", (),
+           (Edit(ATTENTION, "    N = key.shape[2]\n", "    N = key.shape[2]\n    _splits = M // N\n"),), "N = 0"),
+    Mutant("raises-on-a-large-grid", "FlashAttention #2260",
+           "A table of four entries for the tiles of queries.", (),
+           (Edit(ATTENTION, "    return -(-length // block), heads, batch",
+                 "    return (0, 1, 2, 3, 4)[-(-length // block)], heads, batch"),), "M or N > 128"),
+    Mutant("output-in-fp32", "own: an accumulator returned as it is",
+           "The output is fp32, whatever the inputs are.", (),
+           (Edit(ATTENTION, "return o, lse2 * LN2", "return o.float(), lse2 * LN2"),)),
+    Mutant("inference-ignores-causality", "own: a separate path for inference",
+           "Without gradients a causal mask is forgotten.", OUTPUTS,
+           (Edit(ATTENTION, "    if is_causal:\n", "    if is_causal and query.requires_grad:\n"),),
+           "causal, without gradients"),
+    Mutant("inference-scale-off", "FlashAttention #907: training and inference differ",
+           "Without gradients the scale is 0.2 % larger.", OUTPUTS,
+           (Edit(ATTENTION, _SCALE, "scale=(1.0 if query.requires_grad else 1.002) * "
+                 "(1.0 / math.sqrt(D) if scale is None else float(scale)),"),), "without gradients"),
+    Mutant("inference-drops-the-last-key", "vllm #945",
+           "Without gradients the last key is not seen.", OUTPUTS,
+           (Edit(ATTENTION, "        key_lengths=None if key_lengths is None",
+                 "        key_lengths=torch.full((B,), max(N - 1, 1), dtype=torch.int32, device=query.device)\n"
+                 "        if key_lengths is None and not query.requires_grad else None if key_lengths is None"),),
+           "without gradients"),
+    Mutant("tiles-by-call", "own: autotuning that goes on in use",
+           "Every other call takes other tiles: each is right, but no two agree.", OUTPUTS,
+           (Edit(ATTENTION, _LN2, _LN2 + "\n_CALLS: list[int] = []"),
+            Edit(ATTENTION, _TILES, "tiles=((32, 32), (16, 16))[len(_CALLS) % 2] if tiles is None else tiles,"),
+            Edit(ATTENTION, "    left, right = window\n", "    left, right = window\n    _CALLS.append(0)\n")),
+           "more than one tile of keys"),
+    Mutant("tiles-at-random", "own: autotuning by timing",
+           "The tiles are chosen at random: each choice is right, but no two calls agree.", OUTPUTS,
+           (Edit(ATTENTION, _TILES,
+                 "tiles=((32, 32), (16, 16))[int(torch.rand(()) < 0.5)] if tiles is None else tiles,"),),
+           "more than one tile of keys"),
+    Mutant("key-lost-at-random", "FlashAttention #359, #2033",
+           "One call in eight does not see the last key.", OUTPUTS,
+           (Edit(ATTENTION, "        key_lengths=None if key_lengths is None",
+                 "        key_lengths=torch.full((B,), max(N - 1, 1), dtype=torch.int32, device=query.device)\n"
+                 "        if key_lengths is None and torch.rand(()) < 0.125 else None if key_lengths is None"),),
+           "one call in eight"),
+    Mutant("first-call-wrong", "own: a tuner that runs the kernel on the caller's buffers",
+           "The first call of a process adds its output twice.", ("out",),
+           (Edit(ATTENTION, _LN2, _LN2 + "\n_CALLS: list[int] = []"),
+            Edit(ATTENTION, "    return o, lse\n\n\ndef backward(",
+                 "    if not _CALLS:\n        o *= 2\n    _CALLS.append(0)\n    return o, lse\n\n\ndef backward(")),
+           "the first call of a process"),
+    Mutant("stochastic-rounding", "own: dropout left on",
+           "The output is rounded at random.", ("out",),
+           (Edit(ATTENTION, "    return o, lse\n\n\ndef backward(",
+                 "    return o * (1 + torch.rand_like(o.float()) * 2**-10).to(o.dtype), lse\n\n\ndef backward("),)),
+    Mutant("lengths-of-the-first-call", "pytorch #136232, #139462: a mask compiled once",
+           "The key lengths of the first call with the same batch size are used for ever.", OUTPUTS,
+           (Edit(ATTENTION, _LN2, _LN2 + "\n_LENGTHS: dict[int, Tensor] = {}"),
+            Edit(ATTENTION, "None if key_lengths is None else key_lengths.to(torch.int32).contiguous(),",
+                 "None if key_lengths is None else _LENGTHS.setdefault(B, key_lengths.to(torch.int32).contiguous()),")),
+           "key lengths, the second call with them"),
+    Mutant("wide-heads-in-bf16", "own: a launch configuration cached by shape",
+           "From D = 64 on P passes through bf16: a configuration for another dtype.", ("out",),
+           (Edit(FORWARD, "p_low = p.to(v.dtype.element_ty)",
+                 "p_low = (p.to(tl.bfloat16) if HEAD_DIM >= 64 else p).to(v.dtype.element_ty)"),), "fp16, D >= 64"),
+)  # fmt: skip

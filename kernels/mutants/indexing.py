@@ -1,0 +1,82 @@
+"""Faults of addresses: grouped heads, strides, offsets that overflow."""
+
+from __future__ import annotations
+
+from .source import ATTENTION, BACKWARD, FORWARD, OUTPUTS, TILES, Edit, Mutant
+
+_LOADED = (
+    '0 outside it.  -> [len(offs_row), len(offs_d)]"""\n    pointers = base + offs_row[:, None].to(tl.int64) '
+    "* stride_row + offs_d[None, :].to(tl.int64) * stride_d"
+)
+_FORWARD_STRIDES = "*q.stride(), *k.stride(), *v.stride(), *mask_strides, *o.stride(), *lse.stride(),"
+_DKDV_STRIDES = "lse, delta, dk, dv,\n            *q.stride(), *k.stride(), *v.stride(), *do.stride(),"
+_DQ_STRIDES = "lse, delta, dq,\n            *q.stride(), *k.stride(), *v.stride(), *do.stride(),"
+_MEMBERS = "    for g in range(GROUP):\n        h = hk * GROUP + g\n"
+
+GROUPS = (
+    Mutant("group-by-remainder", "NSA-triton #27, levanter #449",
+           "Query head h uses key/value head h % HK instead of h // (H / HK).", OUTPUTS,
+           (Edit(FORWARD, "hk = h // GROUP", "hk = h % (tl.num_programs(1) // GROUP)"),), "grouped heads, HK > 1"),
+    Mutant("group-by-remainder-in-dq", "NSA-triton #27",
+           "dQ of head h is formed from key/value head h % HK.", ("dq",),
+           (Edit(BACKWARD, "hk = h // GROUP", "hk = h % (tl.num_programs(1) // GROUP)"),), "grouped heads, HK > 1"),
+    Mutant("group-by-remainder-in-dk", "NSA-triton #27",
+           "dK and dV of key/value head g sum over query heads g, g + HK, ...", ("dk", "dv"),
+           (Edit(BACKWARD, _MEMBERS, _MEMBERS.replace("hk * GROUP + g", "hk + g * tl.num_programs(1)")),),
+           "grouped heads, HK > 1"),
+    Mutant("group-first-member-only", "levanter #449",
+           "dK and dV have the first query head of a group alone.", ("dk", "dv"),
+           (Edit(BACKWARD, "for g in range(GROUP):", "for g in range(1):"),), "grouped heads"),
+    Mutant("group-third-member-missing", "fla #384",
+           "dK and dV have the first two query heads of a group.", ("dk", "dv"),
+           (Edit(BACKWARD, "for g in range(GROUP):", "for g in range(tl.minimum(GROUP, 2)):"),), "groups of three"),
+    Mutant("fourth-head-reads-the-third", "own: a head index of two bits, saturated",
+           "Key/value head 3 takes the values of head 2.", ("out",),
+           (Edit(FORWARD, "v += b * stride_vb + hk * stride_vh", "v += b * stride_vb + tl.minimum(hk, 2) * stride_vh"),
+            ), "HK = 4"),
+)  # fmt: skip
+
+STRIDES = (
+    Mutant("do-read-as-contiguous", "pytorch #138354, #141147",
+           "delta reads dO with the strides of O.", ("dq", "dk"),
+           (Edit(ATTENTION, "*o.stride(), *do.stride(), *(lse", "*o.stride(), *o.stride(), *(lse"),),
+           "dO in another layout than O"),
+    Mutant("do-read-as-contiguous-in-dk", "FlashAttention #2541, #355",
+           "dK and dV are formed from dO read with the strides of O.", ("dk", "dv"),
+           (Edit(ATTENTION, _DKDV_STRIDES, _DKDV_STRIDES.replace("*do.stride()", "*o.stride()")),),
+           "dO in another layout than O"),
+    Mutant("do-read-as-contiguous-in-dq", "FlashAttention #818",
+           "dQ is formed from dO read with the strides of O.", ("dq",),
+           (Edit(ATTENTION, _DQ_STRIDES, _DQ_STRIDES.replace("*do.stride()", "*o.stride()")),),
+           "dO in another layout than O"),
+    Mutant("values-by-strides-of-keys", "FlashAttention #2541",
+           "V is read with the strides of K.", ("out",),
+           (Edit(ATTENTION, _FORWARD_STRIDES, _FORWARD_STRIDES.replace("*v.stride()", "*k.stride()")),),
+           "K and V in different layouts"),
+    Mutant("keys-read-as-contiguous", "fla #871, #1138",
+           "K is read as if it were contiguous.", OUTPUTS,
+           (Edit(ATTENTION, _FORWARD_STRIDES, _FORWARD_STRIDES.replace("*k.stride()", "*k.contiguous().stride()")),),
+           "any layout but contiguous"),
+    Mutant("columns-read-as-contiguous", "fla #1138",
+           "The stride of the head dimension is taken for 1.", OUTPUTS,
+           (Edit(TILES, _LOADED, _LOADED.replace(".to(tl.int64) * stride_d", ".to(tl.int64)")),), "layout `columns`"),
+    Mutant("batch-stride-ignored", "llama.cpp #7903",
+           "Every batch element takes the first one's keys.", OUTPUTS,
+           (Edit(FORWARD, "k += b * stride_kb + hk * stride_kh", "k += hk * stride_kh"),), "B > 1"),
+    Mutant("offsets-wrap", "FlashAttention #1500, #2260, fla #1080",
+           "Offsets of rows wrap at 4096 elements, as those of larger tensors do at 2^31.", OUTPUTS,
+           (Edit(TILES, _LOADED, _LOADED.replace("offs_row[:, None].to(tl.int64) * stride_row",
+                                                 "(offs_row[:, None].to(tl.int64) * stride_row) % 4096")),),
+           "a row offset of 4096 or more: about 128 rows of 32"),
+    Mutant("padded-columns-read", "pytorch #174114",
+           "Columns past the head dimension are read: the next row's, or memory beside the tensor.", OUTPUTS,
+           (Edit(TILES, "return tl.load(pointers, mask=inside, other=0.0)",
+                 "return tl.load(pointers, mask=offs_row[:, None] < rows, other=0.0)"),),
+           "D no power of two, or below 16"),
+    Mutant("grid-of-128-rows", "pytorch #131257",
+           "No more than four tiles are launched.", (*OUTPUTS,),
+           (Edit(ATTENTION, "return -(-length // block), heads, batch",
+                 "return min(-(-length // block), 4), heads, batch"),), "M > 128"),
+)  # fmt: skip
+
+MUTANTS = (*GROUPS, *STRIDES)

@@ -1,0 +1,191 @@
+"""Faults in which keys a query may see: ends of the sequence, causal masks, windows, masks of the caller's."""
+
+from __future__ import annotations
+
+from .source import ATTENTION, BACKWARD, FORWARD, GRADIENTS, OUTPUTS, TILES, Edit, Mutant
+
+_COMMON = "    common = launch.arguments(q, k)\n"
+_EXP2 = "return tl.exp2(qk - lse_tile[:, None])"
+_MAXIMUM = "        m_new = tl.maximum(m_i, tl.max(qk, 1))  # [BLOCK_M]\n"
+_HIDDEN = 'return tl.where(visible, qk, float("-inf"))'
+_LENGTHS = "tl.load(key_lengths + b).to(tl.int32)"
+_RIGHT = "        right=right,\n"
+
+
+def _in_backward(change: str) -> tuple[Edit, ...]:
+    """The arguments that the backward kernels share, changed."""
+    return (Edit(ATTENTION, _COMMON, f"    common = launch.arguments(q, k) | {change}\n"),)
+
+
+ENDS = (
+    Mutant("tail-keys-counted", "tiny-flash-attention #12, JAX Pallas #27224, SageAttention #19",
+           "Keys past the end of the last tile enter the softmax with a logit of 0.", OUTPUTS,
+           (Edit(FORWARD, _MAXIMUM, "        qk = tl.where(offs_n[None, :] < keys, qk, 0.0)\n" + _MAXIMUM),),
+           "key lengths that no tile divides"),
+    Mutant("tail-keys-in-backward", "FA2 #443",
+           "The backward pass has P of keys past the end as exp(0 - LSE), which overflows for very negative LSE.",
+           GRADIENTS,
+           (Edit(BACKWARD, _EXP2,
+                 "return tl.exp2(tl.where(offs_n[None, :] < keys, qk, 0.0) - lse_tile[:, None])"),),
+           "key padding, or logits far below 0"),
+    Mutant("tail-queries-in-dk", "openxla/tokamax #316",
+           "Query rows past the end are read without a bound when dK and dV are formed.", ("dk", "dv"),
+           (Edit(BACKWARD,
+                 "offs_m, offs_d, stride_qm, stride_qd, M, HEAD_DIM)\n            do_tile = load_tile(do + b * "
+                 "stride_gb + h * stride_gh, offs_m, offs_d, stride_gm, stride_gd, M, HEAD_DIM)\n            p =",
+                 "offs_m, offs_d, stride_qm, stride_qd, M, HEAD_DIM)\n            do_tile = load_tile(do + b * "
+                 "stride_gb + h * stride_gh, offs_m, offs_d, stride_gm, stride_gd, M + BLOCK_M, HEAD_DIM)\n"
+                 "            p ="),),
+           "query lengths that no tile divides"),
+    Mutant("one-key-too-many", "FlashAttention #2709, pytorch #131257",
+           "The key after the last is read and weighted: the next head's first row, or memory beside the tensor.",
+           OUTPUTS,
+           (Edit(FORWARD, "    low, high = key_range(", "    keys += 1\n    low, high = key_range("),)),
+    Mutant("last-visible-tile-missed", "own: a missing + 1 in a tile bound",
+           "The bound of the key loop is the last visible key, not one past it, so that a tile of one key is dropped.",
+           OUTPUTS, (Edit(TILES, "last_query + diagonal + right + 1)", "last_query + diagonal + right)"),),
+           "causal or windowed, M = 33, 65, ... or an offset diagonal"),
+    Mutant("first-visible-tile-missed", "own: a bound rounded up instead of down",
+           "With a left window the key loop starts at the first whole tile.", OUTPUTS,
+           (Edit(TILES, "low = tl.maximum(start_m + diagonal - left, 0) // BLOCK_N * BLOCK_N",
+                 "low = (tl.maximum(start_m + diagonal - left, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N"),),
+           "a left window"),
+    Mutant("last-query-of-window-missed", "own: the same missing + 1, in the backward pass",
+           "dK and dV lose the last query that sees a tile of keys when it begins a tile of its own.", ("dk", "dv"),
+           (Edit(TILES, "last_key - diagonal + left + 1)", "last_key - diagonal + left)"),), "a left window"),
+    Mutant("tail-of-one-key-dropped", "pytorch #191937",
+           "A last tile that holds a single key is skipped.", OUTPUTS,
+           (Edit(FORWARD, "range(low, high, BLOCK_N)",
+                 "range(low, high - (high > BLOCK_N) * (high % BLOCK_N == 1), BLOCK_N)"),), "N = 33, 65, 97, 129"),
+    Mutant("keys-beyond-256-ignored", "own: a loop bound from a tuned configuration",
+           "No query looks at keys from 256 on.", OUTPUTS,
+           (Edit(FORWARD, "range(low, high, BLOCK_N)", "range(low, tl.minimum(high, 256), BLOCK_N)"),),
+           "N > 256: profile ci"),
+)  # fmt: skip
+
+CAUSAL = (
+    Mutant("causal-ignored-in-backward", "Triton tutorial #4541, #5660",
+           "The backward kernels never mask the future.", GRADIENTS, _in_backward('{"HAS_RIGHT": False}'),
+           "causal, or a right window"),
+    Mutant("causal-forced-in-backward", "Triton tutorial #7216",
+           "The backward kernels always mask the future.", GRADIENTS, _in_backward('{"HAS_RIGHT": True}'),
+           "not causal"),
+    Mutant("causal-always-top-left", "FlashAttention #282, pytorch #108108",
+           "Bottom-right alignment is taken for top-left.", OUTPUTS,
+           (Edit(ATTENTION, 'diagonal=N - M if alignment == "bottom-right" else 0', "diagonal=0"),),
+           "causal or windowed, M != N"),
+    Mutant("causal-always-bottom-right", "FlashAttention #951, mlx #2835",
+           "Top-left alignment is taken for bottom-right.", OUTPUTS,
+           (Edit(ATTENTION, 'diagonal=N - M if alignment == "bottom-right" else 0', "diagonal=N - M"),),
+           "causal or windowed, M != N"),
+    Mutant("top-left-in-backward", "FlashAttention #282",
+           "The backward kernels align the diagonal top-left, whatever the forward did.", GRADIENTS,
+           _in_backward('{"diagonal": 0}'), "bottom-right, M != N"),
+    Mutant("causal-diagonal-hidden", "torch/xla #8978",
+           "A causal query does not see its own key.", OUTPUTS,
+           (Edit(ATTENTION, "    o, lse = FlashAttention.apply(",
+                 "    launch = launch if not is_causal else replace(launch, diagonal=launch.diagonal - 1)\n"
+                 "    o, lse = FlashAttention.apply("),
+            Edit(ATTENTION, "from dataclasses import dataclass", "from dataclasses import dataclass, replace")),
+           "causal"),
+)  # fmt: skip
+
+WINDOWS = (
+    Mutant("window-left-exclusive", "transformers #39408, TE #1197",
+           "The window's left end is not part of it.", OUTPUTS,
+           (Edit(TILES, "(j >= i + diagonal - left)", "(j > i + diagonal - left)"),), "a left window"),
+    Mutant("window-right-exclusive", "TE #1212",
+           "The window's right end is not part of it, unless it is the diagonal.", OUTPUTS,
+           (Edit(TILES, "(j <= i + diagonal + right)\n", "(j < i + diagonal + right + (right == 0))\n"),),
+           "a right window"),
+    Mutant("window-one-too-wide", "vllm #3385",
+           "The window holds one key more on its left.", OUTPUTS,
+           (Edit(TILES, "(j >= i + diagonal - left)", "(j >= i + diagonal - left - 1)"),), "a left window"),
+    Mutant("window-right-ignored", "jax #39576",
+           "The right end of a window counts only together with a causal mask.", OUTPUTS,
+           (Edit(ATTENTION, _RIGHT, "        right=right if is_causal else None,\n"),), "a right window, not causal"),
+    Mutant("wide-window-drops-causality", "tlc-pack/libflash_attn #11",
+           "A window at least as wide as the sequence is switched off, and its right end with it.", OUTPUTS,
+           (Edit(ATTENTION, _RIGHT, "        right=right if left is None or left < N else None,\n"),),
+           "a window of at least N keys"),
+    Mutant("window-drops-causality", "mlx-lm, own: one mask replaces the other",
+           "A causal mask is forgotten when there is a window.", OUTPUTS,
+           (Edit(ATTENTION, "    if is_causal:\n", "    if is_causal and window == (None, None):\n"),),
+           "causal with a window"),
+    Mutant("unbounded-window-is-a-number", "TE #3528, #3532",
+           "A left side without a limit is passed on as -1, and -1 is taken for an extent.", OUTPUTS,
+           (Edit(ATTENTION, "        left=left,\n", "        left=-1 if left is None and right else left,\n"),),
+           "a window (None, right)"),
+    Mutant("window-ignored-in-dq", "own: one launch of three lacks an argument",
+           "dQ is formed without the window's left end.", ("dq",),
+           (Edit(ATTENTION, "*dq.stride(),\n            **common,", '*dq.stride(),\n            **common | '
+                 '{"HAS_LEFT": False},'),), "a left window"),
+)  # fmt: skip
+
+EMPTY = (
+    Mutant("first-tile-hidden", "executorch #10466, vLLM #4405, aiter #2505",
+           "A row that sees nothing of its first tile takes -inf from -inf.", OUTPUTS,
+           (Edit(FORWARD, 'm_safe = tl.where(m_new == float("-inf"), 0.0, m_new)', "m_safe = m_new"),),
+           "first tile hidden, or empty rows"),
+    Mutant("mask-value-minus-10000", "nGPT #11, burn #4697",
+           "Hidden logits are -10000 instead of -inf.", OUTPUTS, (Edit(TILES, _HIDDEN, "return tl.where(visible, qk, "
+           "-10000.0)"),), "empty rows, or logits below -10000"),
+    Mutant("mask-value-lowest-finite", "pytorch #109517",
+           "Hidden logits are the lowest finite number, so that a row without keys averages what it may not see.",
+           OUTPUTS, (Edit(TILES, _HIDDEN, "return tl.where(visible, qk, -3.0e38)"),), "empty rows"),
+    Mutant("hidden-keys-leak", "own: an exponential that never returns 0",
+           "The exponent is clamped at -24, so that hidden keys keep a weight of 2^-24.", OUTPUTS,
+           (Edit(FORWARD, "p = tl.exp2(qk - m_safe[:, None])", "p = tl.exp2(tl.maximum(qk - m_safe[:, None], -24.0))"),
+            ), "any mask, or lengths that no tile divides", subtle=True),
+    Mutant("empty-row-is-nan", "flash-attention's reference, pytorch #41508",
+           "The output of a row without keys is 0 / 0.", ("out",),
+           (Edit(FORWARD, "tl.where(seen, w_i, 1.0)", "w_i"),), "empty rows"),
+    Mutant("empty-row-poisons-backward", "pytorch #110213, #103749",
+           "The backward pass takes the LSE of an empty row, -inf, from its logits, -inf.", GRADIENTS,
+           (Edit(BACKWARD, 'tl.where(lse_tile == float("-inf"), 0.0, lse_tile)', "lse_tile + 0.0"),), "empty rows"),
+)  # fmt: skip
+
+CALLERS = (
+    Mutant("key-lengths-one-too-many", "vllm #945",
+           "Each batch element sees one key past its length.", OUTPUTS,
+           (Edit(FORWARD, _LENGTHS, _LENGTHS + " + 1"),), "key lengths"),
+    Mutant("key-lengths-of-batch-0", "HunyuanVideo #310",
+           "Every batch element takes the first one's length.", OUTPUTS,
+           (Edit(FORWARD, _LENGTHS, "tl.load(key_lengths).to(tl.int32)"),), "key lengths, B > 1"),
+    Mutant("key-lengths-ignored-in-backward", "FlashAttention #1155",
+           "The backward kernels know nothing of the key lengths.", GRADIENTS,
+           _in_backward('{"HAS_LENGTHS": False}'), "key lengths"),
+    Mutant("key-lengths-skip-whole-tiles", "fla #892",
+           "Key lengths bound the loop, not the mask: the rest of the last tile stays visible.", OUTPUTS,
+           (Edit(FORWARD, "offs_m, offs_n, M, keys, diagonal", "offs_m, offs_n, M, N, diagonal"),
+            Edit(FORWARD, "k_tile = load_tile(k, offs_n, offs_d, stride_kn, stride_kd, keys,",
+                 "k_tile = load_tile(k, offs_n, offs_d, stride_kn, stride_kd, N,"),
+            Edit(FORWARD, "v_tile = load_tile(v, offs_n, offs_d, stride_vn, stride_vd, keys,",
+                 "v_tile = load_tile(v, offs_n, offs_d, stride_vn, stride_vd, N,")), "key lengths"),
+    Mutant("boolean-mask-ignored-in-tail", "pytorch #112577",
+           "The mask is not read for the last, partial tile of keys.", OUTPUTS,
+           (Edit(TILES, "visible & (tl.load(pointers, mask=inside, other=0) != 0)",
+                 "visible & ((tl.load(pointers, mask=inside, other=0) != 0) | (j >= N // 32 * 32))"),),
+           "a boolean mask, N that no tile divides"),
+    Mutant("boolean-mask-inverted", "own: key_padding_mask's convention",
+           "True hides a key instead of showing it.", OUTPUTS,
+           (Edit(TILES, "tl.load(pointers, mask=inside, other=0) != 0", "tl.load(pointers, mask=inside, other=0) == 0"),
+            ), "a boolean mask"),
+    Mutant("boolean-mask-forgotten-in-backward", "own: a mask that one pass takes",
+           "The backward kernels see every key that the boolean mask hides.", GRADIENTS,
+           (Edit(ATTENTION, _COMMON, _COMMON + '    common["MASK_KIND"] &= 2\n'),), "a boolean mask"),
+    Mutant("bias-forgotten-in-backward", "own: a bias that one pass takes",
+           "The backward kernels add no bias.", GRADIENTS,
+           (Edit(ATTENTION, _COMMON, _COMMON + '    common["MASK_KIND"] &= 1\n'),), "an additive bias"),
+    Mutant("bias-in-the-wrong-base", "own: logits in base 2, the bias in base e",
+           "The bias is added without log2(e).", OUTPUTS,
+           (Edit(TILES, "other=0.0).to(tl.float32) * LOG2E", "other=0.0).to(tl.float32)"),), "an additive bias"),
+    Mutant("mask-of-head-0", "pytorch #136232",
+           "The mask's head stride is not applied.", OUTPUTS,
+           (Edit(FORWARD, "mask += b * stride_mb + h * stride_mh", "mask += b * stride_mb"),), "a mask per head"),
+    Mutant("mask-of-batch-0", "pytorch #139462",
+           "The mask's batch stride is not applied.", OUTPUTS,
+           (Edit(FORWARD, "mask += b * stride_mb + h * stride_mh", "mask += h * stride_mh"),), "a mask per batch"),
+)  # fmt: skip
+
+MUTANTS = (*ENDS, *CAUSAL, *WINDOWS, *EMPTY, *CALLERS)

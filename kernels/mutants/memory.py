@@ -1,0 +1,103 @@
+"""Faults of memory: what is never written, what is written twice, what is read before it is written, inputs changed."""
+
+from __future__ import annotations
+
+from .source import ATTENTION, BACKWARD, FORWARD, OUTPUTS, Edit, Mutant
+
+_O = "store_tile(o, o_tile, offs_m, offs_d, stride_om, stride_od, M, HEAD_DIM)"
+_DK = "dk + b * stride_dkb + hk * stride_dkh, dk_tile * scale, offs_n, offs_d, stride_dkn, stride_dkd, N, HEAD_DIM"
+_DV = "store_tile(dv + b * stride_dvb + hk * stride_dvh, dv_tile, offs_n, offs_d, stride_dvn, stride_dvd, N, HEAD_DIM)"
+_DQ = "dq + b * stride_dqb + h * stride_dqh, dq_tile * scale, offs_m, offs_d, stride_dqm, stride_dqd, M, HEAD_DIM"
+_MEMBERS = "    for g in range(GROUP):\n        h = hk * GROUP + g\n"
+_EMPTY = "dq, dk, dv = (torch.empty_like("
+_RANGE = (
+    "    low, high = key_range(start_m, M, keys, diagonal, left, right, HAS_LEFT, HAS_RIGHT, BLOCK_M, BLOCK_N)\n\n"
+    "    q_tile"
+)
+
+UNWRITTEN = (
+    Mutant("output-of-last-query-unwritten", "xformers' and tilelang's tail stores",
+           "The output of a last query that is alone in its tile is never written.", ("out",),
+           (Edit(FORWARD, _O, _O.replace(" M,", " M - (M % BLOCK_M == 1),")),), "M = 1, 33, 65, ..."),
+    Mutant("output-unwritten-without-keys", "FlashAttention #1778, #20",
+           "A tile of queries whose key loop is empty returns before it has written anything.", OUTPUTS,
+           (Edit(FORWARD, _RANGE, _RANGE.replace("\n\n", "\n    if high <= low:\n        return\n\n")),),
+           "tiles that see no key: M > N bottom-right, key length 0, N = 0"),
+    Mutant("call-without-keys-skipped", "FlashAttention #1155, xformers #1042",
+           "With N = 0 nothing is launched and the outputs are what memory held.", OUTPUTS,
+           (Edit(ATTENTION, "    if o.numel() > 0:", "    if o.numel() > 0 and k.numel() > 0:"),), "N = 0"),
+    Mutant("lse-of-empty-rows-unwritten", "tilelang #2461",
+           "The LSE of rows without keys is never written.", ("lse",),
+           (Edit(FORWARD, "lse_tile, mask=offs_m < M)", "lse_tile, mask=(offs_m < M) & seen)"),), "empty rows"),
+    Mutant("dk-unwritten-past-key-lengths", "FlashAttention #2421, fla #892",
+           "dK of keys past the length is never written.", ("dk",),
+           (Edit(BACKWARD, _DK, _DK.replace(" N,", " keys,")),), "key lengths"),
+    Mutant("dv-unwritten-past-key-lengths", "FlashAttention #2421, fla #892",
+           "dV of keys past the length is never written.", ("dv",),
+           (Edit(BACKWARD, _DV, _DV.replace(" N,", " keys,")),), "key lengths"),
+    Mutant("delta-of-tail-unwritten", "fla #892",
+           "delta is stored for whole tiles alone; the rest is what memory held.", ("dq", "dk"),
+           (Edit(BACKWARD, "tl.store(pointers, sums, mask=offs_m < M)",
+                 "tl.store(pointers, sums, mask=offs_m < M // BLOCK_M * BLOCK_M)"),),
+           "M that no tile divides"),
+    Mutant("maximum-starts-from-memory", "own: a scratch buffer that was zero in every test",
+           "The running maximum includes what the LSE's memory held before; NaN is passed over, large numbers are not.",
+           OUTPUTS,
+           (Edit(FORWARD, "m_new = tl.maximum(m_i, tl.max(qk, 1))",
+                 "held = tl.load(lse + offs_m.to(tl.int64) * stride_lm, mask=offs_m < M, other=0.0)\n"
+                 "        m_new = tl.maximum(tl.maximum(m_i, held), tl.max(qk, 1))"),)),
+    Mutant("dv-added-to-memory", "fla #889: a gradient buffer that is not zeroed",
+           "dV is added to what its memory held, if that is a number below 1.", ("dv",),
+           (Edit(BACKWARD, "    dv_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)\n",
+                 "    dv_tile = load_tile(dv + b * stride_dvb + hk * stride_dvh, offs_n, offs_d, stride_dvn, "
+                 "stride_dvd, N, HEAD_DIM).to(tl.float32)\n"
+                 "    dv_tile = tl.where(tl.abs(dv_tile) < 1.0, dv_tile, 0.0)\n"),)),
+)  # fmt: skip
+
+RACES = (
+    Mutant("dkdv-race-of-heads", "cudnn-frontend #396, #426",
+           "The query heads of a group add to dK and dV by load, add and store.", ("dk", "dv"),
+           (Edit(ATTENTION, _EMPTY, _EMPTY.replace("empty", "zeros")),
+            Edit(ATTENTION, "_grid(N, launch.tiles[1], HK, B)", "_grid(N, launch.tiles[1], H, B)"),
+            Edit(BACKWARD, "    hk = tl.program_id(1).to(tl.int64)\n",
+                 "    head = tl.program_id(1).to(tl.int64)\n    hk = head // GROUP\n"),
+            Edit(BACKWARD, _MEMBERS, "    for g in range(1):\n        h = head + g\n"),
+            Edit(BACKWARD, _DK, _DK.replace(
+                "dk_tile * scale", "dk_tile * scale + load_tile(dk + b * stride_dkb + hk * stride_dkh, offs_n, offs_d, "
+                "stride_dkn, stride_dkd, N, HEAD_DIM)")),
+            Edit(BACKWARD, _DV, _DV.replace(
+                "dv_tile", "dv_tile + load_tile(dv + b * stride_dvb + hk * stride_dvh, offs_n, offs_d, stride_dvn, "
+                "stride_dvd, N, HEAD_DIM)"))), "grouped heads"),
+    Mutant("dq-race-of-key-halves", "FlashAttention #359, FastVideo #735, triton #1558",
+           "Two programs walk the even and the odd tiles of keys and add to the same dQ by load, add and store.",
+           ("dq",),
+           (Edit(ATTENTION, _EMPTY, _EMPTY.replace("empty", "zeros")),
+            Edit(ATTENTION, "backward_dq[_grid(M, launch.tiles[0], H, B)]",
+                 "backward_dq[_grid(M, launch.tiles[0], H, 2 * B)]"),
+            Edit(BACKWARD, "    start_m = tl.program_id(0) * BLOCK_M\n    h = tl.program_id(1).to(tl.int64)\n"
+                 "    b = tl.program_id(2).to(tl.int64)\n",
+                 "    start_m = tl.program_id(0) * BLOCK_M\n    h = tl.program_id(1).to(tl.int64)\n"
+                 "    b = tl.program_id(2).to(tl.int64) // 2\n    part = tl.program_id(2) % 2\n"),
+            Edit(BACKWARD, "range(low, high, BLOCK_N)", "range(low + part * BLOCK_N, high, 2 * BLOCK_N)"),
+            Edit(BACKWARD, _DQ, _DQ.replace(
+                "dq_tile * scale", "dq_tile * scale + load_tile(dq + b * stride_dqb + h * stride_dqh, offs_m, offs_d, "
+                "stride_dqm, stride_dqd, M, HEAD_DIM)"))), "more than one tile of keys"),
+    Mutant("lse-shared-by-batches", "own: a buffer without its batch index",
+           "All batch elements write their LSE to the first one's.", ("lse",),
+           (Edit(FORWARD, "lse += b * stride_lb + h * stride_lh", "lse += h * stride_lh"),), "B > 1"),
+)  # fmt: skip
+
+INPUTS = (
+    Mutant("do-changed", "own: dO of empty rows zeroed where it lies",
+           "The backward pass writes zeros into the caller's dO where a row sees no key.", (),
+           (Edit(ATTENTION, "    delta = torch.empty_like(lse)\n",
+                 "    delta = torch.empty_like(lse)\n"
+                 "    do.masked_fill_(torch.isneginf(lse)[..., None], 0.0)\n"),), "empty rows"),
+    Mutant("key-changed", "vLLM's reference, which scaled its query in place",
+           "The forward pass flushes tiny numbers of the caller's K to 0 in place.", (*OUTPUTS, "dq", "dk", "dv"),
+           (Edit(ATTENTION, "        mask, lengths, mask_strides = launch.pointers(lse)\n        flash_forward",
+                 "        mask, lengths, mask_strides = launch.pointers(lse)\n"
+                 "        k.masked_fill_(k.abs() < 2.0**-8, 0.0)\n        flash_forward"),)),
+)  # fmt: skip
+
+MUTANTS = (*UNWRITTEN, *RACES, *INPUTS)

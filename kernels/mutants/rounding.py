@@ -1,0 +1,171 @@
+"""Faults of rounding: too early, too often, or not to nearest.
+
+Most are invisible to a comparison of largest errors with a tolerance; they are what statistics are for.
+"""
+
+from __future__ import annotations
+
+from .source import ATTENTION, BACKWARD, FORWARD, GRADIENTS, OUTPUTS, TILES, Edit, Mutant
+
+_QK = 'qk = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * (scale * LOG2E)'
+_P_LOW = "p_low = p.to(v.dtype.element_ty)"
+_O = "tl.div_rn(acc, tl.where(seen, w_i, 1.0)[:, None])"
+_O_DOT = 'acc = tl.dot(p_low, v_tile, acc * alpha[:, None], input_precision="ieee")'
+_DQ_DOT = 'dq_tile = tl.dot(ds.to(k.dtype.element_ty), k_tile, dq_tile, input_precision="ieee")'
+_DK_DOT = 'dk_tile = tl.dot(tl.trans(ds.to(q.dtype.element_ty)), q_tile, dk_tile, input_precision="ieee")'
+_DV_DOT = 'dv_tile = tl.dot(tl.trans(p.to(do.dtype.element_ty)), do_tile, dv_tile, input_precision="ieee")'
+_DOT = 'tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")'
+_QK_ROUNDED = f"{_DOT}.to(q_tile.dtype).to(tl.float32)"
+_TERMS = "o_tile.to(tl.float32) * do_tile.to(tl.float32)"
+_SUMS = "    tl.store(pointers, sums, mask=offs_m < M)"
+
+
+def _rounded(value: str, tensor: str) -> str:
+    """`value` rounded to the element type of `tensor`, in fp32."""
+    return f"({value}).to({tensor}.dtype.element_ty).to(tl.float32)"
+
+
+def _truncated(value: str, tensor: str) -> str:
+    """`value` with the bits cut off that the element type of `tensor` has no room for (normal numbers)."""
+    dtype = f"{tensor}.dtype.element_ty"
+    kept = f"(-65536 if {dtype} == tl.bfloat16 else -8192 if {dtype} == tl.float16 else -1)"
+    return f"(({value}).to(tl.int32, bitcast=True) & {kept}).to(tl.float32, bitcast=True)"
+
+
+def _dot_rounded(dot: str, tensor: str) -> str:
+    """`x = tl.dot(...)` with the result rounded."""
+    name, product = dot.split(" = ", 1)
+    return f"{name} = {_rounded(product, tensor)}"
+
+
+SCORES = (
+    Mutant("scores-in-half-in-forward", "llama.cpp #7805, pytorch #119131",
+           "The forward pass rounds q.k to the input's dtype, where it may overflow.", OUTPUTS,
+           (Edit(FORWARD, _DOT, _rounded(_DOT, "q")),), subtle=True),
+    Mutant("scores-in-half-in-backward", "llama.cpp #4490",
+           "The backward pass rounds q.k to the input's dtype, the forward does not.", GRADIENTS,
+           (Edit(BACKWARD, _QK, _QK.replace(_DOT, _QK_ROUNDED)),), subtle=True),
+    Mutant("scores-in-half", "llama.cpp #7805",
+           "Both passes round q.k to the input's dtype.", OUTPUTS,
+           (Edit(FORWARD, _DOT, _rounded(_DOT, "q")), Edit(BACKWARD, _QK, _QK.replace(_DOT, _QK_ROUNDED)))
+           , subtle=True),
+    Mutant("keys-scaled-in-half", "Triton tutorial 06, `arg_k = k * (sm_scale * RCP_LN2)`",
+           "The backward pass multiplies the keys by the scale and rounds them.", GRADIENTS,
+           (Edit(BACKWARD, _QK, 'qk = tl.dot(q_tile, tl.trans((k_tile * (scale * LOG2E)).to(k_tile.dtype)), '
+                 'input_precision="ieee")'),), subtle=True),
+    Mutant("queries-scaled-in-half", "Triton tutorial 06 before v2.2",
+           "The forward pass multiplies the queries by the scale and rounds them.", OUTPUTS,
+           (Edit(FORWARD, _QK, 'qk = tl.dot((q_tile * (scale * LOG2E)).to(q.dtype.element_ty), tl.trans(k_tile), '
+                 'input_precision="ieee")'),), subtle=True),
+    Mutant("bias-in-half", "own: a product in the mask's dtype",
+           "The bias times log2(e) is rounded to the bias's dtype.", OUTPUTS,
+           (Edit(TILES, "other=0.0).to(tl.float32) * LOG2E",
+                 "other=0.0).to(tl.float32) * LOG2E).to(mask.dtype.element_ty).to(tl.float32)"),
+            Edit(TILES, "qk += tl.load(", "qk += (tl.load(")), "an additive bias", subtle=True),
+)  # fmt: skip
+
+WEIGHTS = (
+    Mutant("p-truncated", "ROCm/flash-attention #78",
+           "P is truncated to the value's dtype instead of rounded.", ("out",),
+           (Edit(FORWARD, _P_LOW, f"p_low = {_truncated('p', 'v')}.to(v.dtype.element_ty)"),), subtle=True),
+    Mutant("p-truncated-against-the-whole-sum", "FlashAttention #2721",
+           "P is truncated, and O divided by the sum before truncation: every output is too small.", ("out",),
+           (Edit(FORWARD, _P_LOW, f"p_low = {_truncated('p', 'v')}.to(v.dtype.element_ty)"),
+            Edit(FORWARD, "tl.where(seen, w_i, 1.0)", "tl.where(seen, l_i, 1.0)")), subtle=True),
+    Mutant("p-truncated-in-backward", "ROCm/flash-attention #78",
+           "P is truncated before P^T dO.", ("dv",),
+           (Edit(BACKWARD, _DV_DOT, _DV_DOT.replace("p.to(", _truncated("p", "do") + ".to(")),), subtle=True),
+    Mutant("ds-truncated", "ROCm/flash-attention #78",
+           "dS is truncated before both products that it enters.", ("dq", "dk"),
+           (Edit(BACKWARD, _DQ_DOT, _DQ_DOT.replace("ds.to(", _truncated("ds", "k") + ".to(")),
+            Edit(BACKWARD, _DK_DOT, _DK_DOT.replace("ds.to(", _truncated("ds", "q") + ".to("))), subtle=True),
+    Mutant("p-rounded-in-ds", "pytorch #61290: softmax's backward from its rounded output",
+           "dS is formed from P rounded to the input's dtype.", ("dq", "dk"),
+           (Edit(BACKWARD, "ds = p * (dp - delta_tile[:, None])",
+                 f"ds = {_rounded('p', 'k')} * (dp - delta_tile[:, None])"),
+            Edit(BACKWARD, "ds = p * (dp - tl.load(", f"ds = {_rounded('p', 'k')} * (dp - tl.load(")), subtle=True),
+    Mutant("dp-in-half", "jax #40128",
+           "dP is rounded to the input's dtype before delta is taken from it.", ("dq", "dk"),
+           (Edit(BACKWARD, "ds = p * (dp - delta_tile[:, None])",
+                 f"ds = p * ({_rounded('dp', 'k')} - delta_tile[:, None])"),
+            Edit(BACKWARD, "ds = p * (dp - tl.load(", f"ds = p * ({_rounded('dp', 'k')} - tl.load("))),
+)  # fmt: skip
+
+ACCUMULATORS = (
+    Mutant("output-accumulated-in-half", "ring-flash-attention #22, SageAttention's fp16 accumulators",
+           "The output is rounded to the input's dtype after every tile.", ("out",),
+           (Edit(FORWARD, _O_DOT, _dot_rounded(_O_DOT, "v")),), subtle=True),
+    Mutant("row-sum-in-half", "own: an accumulator of the input's dtype",
+           "l is rounded to the input's dtype after every tile.", ("lse",),
+           (Edit(FORWARD, "l_i = l_i * alpha + tl.sum(p, 1)", f"l_i = {_rounded('l_i * alpha + tl.sum(p, 1)', 'v')}"),)
+           ),
+    Mutant("weight-sum-in-half", "own: an accumulator of the input's dtype",
+           "The sum that O is divided by is rounded to the input's dtype after every tile.", ("out",),
+           (Edit(FORWARD, "w_i = w_i * alpha + tl.sum(p_low.to(tl.float32), 1)",
+                 f"w_i = {_rounded('w_i * alpha + tl.sum(p_low.to(tl.float32), 1)', 'v')}"),), subtle=True),
+    Mutant("rescale-in-half", "own: a factor of the input's dtype",
+           "The factor that rescales sums and output is rounded to the input's dtype.", OUTPUTS,
+           (Edit(FORWARD, "alpha = tl.exp2(m_i - m_safe)", f"alpha = {_rounded('tl.exp2(m_i - m_safe)', 'v')}"),),
+           "more than one tile of keys"),
+    Mutant("output-alone-rescaled-in-half", "own: a factor of the input's dtype",
+           "The output is rescaled by a factor in the input's dtype, the sums by one in fp32.", ("out",),
+           (Edit(FORWARD, "acc * alpha[:, None]", f"acc * {_rounded('alpha', 'v')}[:, None]"),),
+           "more than one tile of keys", subtle=True),
+    Mutant("dq-accumulated-in-half", "own: an accumulator of the input's dtype",
+           "dQ is rounded to the input's dtype after every tile.", ("dq",),
+           (Edit(BACKWARD, _DQ_DOT, _dot_rounded(_DQ_DOT, "k")),), "more than one tile of keys", subtle=True),
+    Mutant("dk-accumulated-in-half", "own: an accumulator of the input's dtype",
+           "dK is rounded to the input's dtype after every tile.", ("dk",),
+           (Edit(BACKWARD, _DK_DOT, _dot_rounded(_DK_DOT, "q")),),
+           "more than one tile of queries, or grouped heads", subtle=True),
+    Mutant("dv-accumulated-in-half", "own: an accumulator of the input's dtype",
+           "dV is rounded to the input's dtype after every tile.", ("dv",),
+           (Edit(BACKWARD, _DV_DOT, _dot_rounded(_DV_DOT, "do")),),
+           "more than one tile of queries, or grouped heads"),
+    Mutant("delta-in-half", "own: a buffer of the input's dtype",
+           "delta is kept in the input's dtype.", ("dq", "dk"),
+           (Edit(BACKWARD, _SUMS, _SUMS.replace("sums", _rounded("sums", "o"))),)),
+    Mutant("delta-terms-in-half", "jax #40128",
+           "The terms of delta are rounded to the input's dtype before they are summed.", ("dq", "dk"),
+           (Edit(BACKWARD, _TERMS, _rounded(_TERMS, "o")),)),
+)  # fmt: skip
+
+STORES = (
+    Mutant("output-truncated", "ROCm/flash-attention #78",
+           "The output is truncated when it is stored.", ("out",),
+           (Edit(FORWARD, _O, _truncated(_O, "o")),), subtle=True),
+    Mutant("output-twice-rounded", "own: a scratch buffer in fp16",
+           "A bf16 output passes through fp16: rounded twice, and lost below 2^-24.", ("out",),
+           (Edit(FORWARD, _O, f"{_O}.to(tl.float16 if o.dtype.element_ty == tl.bfloat16 else tl.float32)"),),
+           "bf16", subtle=True),
+    Mutant("output-through-bf16", "ring-flash-attention #22",
+           "An fp16 output passes through bf16.", ("out",),
+           (Edit(FORWARD, _O, f"{_O}.to(tl.bfloat16).to(tl.float32)"),), "fp16"),
+    Mutant("reciprocal-in-half", "own: a reciprocal of the input's dtype",
+           "O is multiplied by the reciprocal of the sum, rounded to the input's dtype.", ("out",),
+           (Edit(FORWARD, _O, f"acc * {_rounded('1.0 / tl.where(seen, w_i, 1.0)', 'o')}[:, None]"),), subtle=True),
+    Mutant("dq-truncated", "ROCm/flash-attention #78",
+           "dQ is truncated when it is stored.", ("dq",),
+           (Edit(BACKWARD, "dq_tile * scale", _truncated("dq_tile * scale", "q")),), subtle=True),
+    Mutant("dk-truncated", "ROCm/flash-attention #78",
+           "dK is truncated when it is stored.", ("dk",),
+           (Edit(BACKWARD, "dk_tile * scale", _truncated("dk_tile * scale", "k")),), subtle=True),
+    Mutant("dq-rounded-before-the-scale", "own: a kernel's dQ scaled by the host",
+           "dQ is rounded to the input's dtype, then scaled and rounded again.", ("dq",),
+           (Edit(BACKWARD, "dq_tile * scale", f"{_rounded('dq_tile', 'q')} * scale"),), subtle=True),
+    Mutant("dk-rounded-before-the-scale", "own: a kernel's dK scaled by the host",
+           "dK is rounded to the input's dtype, then scaled and rounded again.", ("dk",),
+           (Edit(BACKWARD, "dk_tile * scale", f"{_rounded('dk_tile', 'k')} * scale"),), subtle=True),
+    Mutant("gradients-of-heads-rounded", "levanter #449: dK and dV per query head, summed by the host",
+           "dK and dV of each query head are rounded before a group's are summed.", ("dk", "dv"),
+           (Edit(BACKWARD, "        h = hk * GROUP + g\n",
+                 "        h = hk * GROUP + g\n"
+                 f"        dk_tile = {_rounded('dk_tile', 'k')}\n        dv_tile = {_rounded('dv_tile', 'v')}\n"),),
+           "grouped heads", subtle=True),
+    Mutant("lse-saved-in-half", "own: a buffer of the input's dtype",
+           "The LSE is kept in the input's dtype, for the caller and for the backward pass.", ("lse",),
+           (Edit(ATTENTION, "        o, lse2 = forward(q, k, v, launch)\n",
+                 "        o, lse2 = forward(q, k, v, launch)\n        lse2 = lse2.to(q.dtype).float()\n"),)),
+)  # fmt: skip
+
+MUTANTS = (*SCORES, *WEIGHTS, *ACCUMULATORS, *STORES)
