@@ -5,7 +5,8 @@ None of them needs to know what attention is.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,12 +25,9 @@ _CONFLICTS = Tracked(uninitialised=False, outside=False, unwritten=False, descri
 deterministic: Any = torch.utils.deterministic
 
 
-def poisoned(implementation: Implementation, case: Case, inputs: Inputs) -> Outputs:
-    """Run with all newly allocated memory filled with NaN, so that what is never written shows.
-
-    Interpreted kernels are watched as well: two program instances may not touch one element unless an atomic orders
-    them.  What they read without need, beside a tensor or before it is written, is judged by what it does: it is NaN.
-    """
+@contextmanager
+def unwritten_is_nan() -> Iterator[None]:
+    """Newly allocated memory is filled with NaN, so that what is never written shows."""
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = deterministic.fill_uninitialized_memory
@@ -38,11 +36,20 @@ def poisoned(implementation: Implementation, case: Case, inputs: Inputs) -> Outp
     use_deterministic_algorithms(True, warn_only=True)
     deterministic.fill_uninitialized_memory = True
     try:
-        with interpret(memory=_CONFLICTS) if installed() else nullcontext():
-            return implementation(case, inputs)
+        yield
     finally:
         deterministic.fill_uninitialized_memory = fill
         use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+def poisoned(implementation: Implementation, case: Case, inputs: Inputs) -> Outputs:
+    """Run with all newly allocated memory filled with NaN.
+
+    Interpreted kernels are watched as well: two program instances may not touch one element unless an atomic orders
+    them.  What they read without need, beside a tensor or before it is written, is judged by what it does: it is NaN.
+    """
+    with unwritten_is_nan(), interpret(memory=_CONFLICTS) if installed() else nullcontext():
+        return implementation(case, inputs)
 
 
 def _readable(inputs: Inputs) -> dict[str, Tensor]:

@@ -72,20 +72,25 @@ def build(case: Case) -> Inputs:
         raise UsageError(f"unknown regime {case.regime!r}; there are {', '.join(REGIMES)}")
     values = REGIMES[case.regime].draw(case)
     dtype = DTYPES[case.dtype]
-    q, k, v, do = (_rounded(np.asarray(x), dtype) for x in (values.q, values.k, values.v, values.do))
+    q, k, v, do = (rounded(np.asarray(x), dtype) for x in (values.q, values.k, values.v, values.do))
+    return arranged(case, q, k, v, do, _mask(case))
+
+
+def arranged(case: Case, q: Tensor, k: Tensor, v: Tensor, do: Tensor, mask: Mask) -> Inputs:
+    """The given values in the case's memory layout."""
     if case.layout == "expanded":  # one key/value head for all; dO as `out.sum().backward()` makes it: stride 0
         k, v = (x[:, :1].expand(-1, case.HK, -1, -1) for x in (k, v))
         rows, columns = (1, 1) if Draws(case.seed, "layout").uniform(1)[0] < 0.5 else (1, case.D)
         do = do[:, :, :rows, :columns].expand(do.shape)
-        return Inputs(_place(q, "contiguous"), k, v, do, _mask(case))
+        return Inputs(_place(q, "contiguous"), k, v, do, mask)
     if case.layout == "packed":
         q, k, v = _packed(q, k, v)
-        return Inputs(q, k, v, _place(do, "bshd"), _mask(case))
+        return Inputs(q, k, v, _place(do, "bshd"), mask)
     q, k, v, do = (_place(x, case.layout, spread) for spread, x in enumerate((q, k, v, do)))
-    return Inputs(q, k, v, do, _mask(case))
+    return Inputs(q, k, v, do, mask)
 
 
-def _rounded(x: Float, dtype: torch.dtype) -> Tensor:
+def rounded(x: Float, dtype: torch.dtype) -> Tensor:
     """Round to nearest even through fp32, saturating: inputs are finite by contract."""
     limit = torch.finfo(dtype).max
     return torch.from_numpy(np.ascontiguousarray(np.clip(x, -limit, limit)).astype(np.float32)).to(dtype)
