@@ -46,13 +46,12 @@ def _targets(case: Case, *, inside: bool) -> NDArray[np.int64]:
     if inside:
         tile = draws.choice(TILES)
         key = np.arange(case.N)
-        edge = seen & ((key % tile == 0) | (key % tile == tile - 1))
-        rank += seen + 1.0 * edge  # any visible key is better than none
-        border = seen & ~(before & after)
-        rank += 2.0 * (border & (draws.uniform(*seen.shape[:3], 1) < 0.75))
+        at_tile = (key % tile == 0) | (key % tile == tile - 1)
+        border = seen & ~(before & after) & (draws.uniform(*seen.shape[:3], 1) < 0.75)
+        rank += np.where(border, 3.0, np.where(seen & at_tile, 2.0, seen))  # any visible key is better than none
     else:
         hidden = ~seen
-        rank += hidden + 1.0 * (hidden & (before | after))
+        rank += np.where(hidden & (before | after), 2.0, hidden)
     return np.asarray(rank.argmax(-1), np.int64)
 
 

@@ -17,9 +17,10 @@ def _(case: Case) -> Values:
     return _near_ties(case, Draws(case.seed, "size").choice((1e3, 1e4, 6e4)), math.copysign(1.0, case.softmax_scale))
 
 
-@regime("negative-logits", "every logit near -1e3 to -2e4: a leaked score of 0, or a mask of -1e4, outweighs them all")
+@regime("negative-logits", "every logit near -30 to -2e4: a leaked score of 0, or a mask of -1e4, outweighs them all")
 def _(case: Case) -> Values:
-    return _near_ties(case, Draws(case.seed, "size").choice((1e3, 4e3, 2e4)), -1.0)
+    """V far from 0 on one side: a leaked key of zeros takes the output out of the range of V, beyond any bound."""
+    return _one_signed(case, _near_ties(case, Draws(case.seed, "size").choice((30.0, 1e3, 2e4)), -1.0))
 
 
 def _near_ties(case: Case, size: float, sign: float) -> Values:
@@ -118,7 +119,9 @@ def _(case: Case) -> Values:
 @regime("underflow-edge", "weights of 2^-14, 2^-24, 2^-126 and 2^-149: where P in fp16 and exp2 in fp32 underflow")
 def _(case: Case) -> Values:
     """One key is the maximum and holds no value, so that the small weights make all of the output."""
-    gaps = np.array((0.0, 13.5, 14.0, 14.5, 23.5, 24.0, 24.5, 25.5, 125.5, 126.0, 126.5, 133.0, 148.5, 149.0, 150.0))
+    gaps = np.array(
+        (0.0, 13.5, 14.0, 14.5, 23.5, 24.0, 24.5, 25.5, 125.5, 126.0, 126.5, 133.0, 148.5, 149.0, 149.5, 150.0, 150.5)
+    )
     picks = Draws(case.seed, "gaps").integers(1, len(gaps), case.N)
     top = int(Draws(case.seed, "top").integers(0, max(1, case.N), 1)[0])
     picks[top : top + 1] = 0
@@ -127,11 +130,11 @@ def _(case: Case) -> Values:
     return values
 
 
-@regime("sparse-mass", "a few keys stand 6 to 9 nats above many: skipping what looks negligible loses their sum")
+@regime("sparse-mass", "a few keys stand 6 to 8 nats above many: skipping what looks negligible loses their sum")
 def _(case: Case) -> Values:
     tall = Draws(case.seed, "tall").uniform(case.N) < 1 / 64
     tall[:1] |= not tall.any()
-    return _one_signed(case, _with_logits(case, np.where(tall, 0.0, -Draws(case.seed, "gap").choice((6.0, 7.5, 9.0)))))
+    return _one_signed(case, _with_logits(case, np.where(tall, 0.0, -Draws(case.seed, "gap").choice((6.0, 7.0, 8.0)))))
 
 
 def _with_logits(case: Case, logits: NDArray[np.float64]) -> Values:
