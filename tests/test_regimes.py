@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from flashproof.reference import attention as truth_of
 from flashproof.reference.analysis import analyse
 from flashproof.reference.arrangements import ANY, FLASH, STANDARD
 from flashproof.verify.case import Case, MaskRecipe
+from flashproof.verify.evaluate import evaluate
 from flashproof.verify.inputs import DTYPES, build
+from flashproof.verify.loading import load
 from flashproof.verify.regimes import REGIMES
 
 BASE = Case(B=1, H=2, HK=1, M=40, N=130, D=32, dtype="fp16", regime="normal", seed=5)
@@ -383,3 +386,53 @@ def test_needle_inside_finds_the_diagonal_the_last_key_and_tile_edges():
         found |= {"last"} if (best == case.N - 1).any() else set()
         found |= {"first"} if (best == 0).any() else set()
     assert found == {"diagonal", "last", "first", 16, 32, 64, 128}
+
+
+# -- what they are for -------------------------------------------------------------------------------------------------
+
+TILED = (Path(__file__).parent / "kernels" / "tiled.py").read_text()
+_P = "p = torch.exp(s - m_safe)\n"
+#: regime -> (a fault that it finds and `normal` does not, text of the sound kernel, text of the faulty one)
+ONLY_HERE = {
+    "negative-logits": ("hidden keys at -1e4", "s.masked_fill(~visible[..., cols], -math.inf)",
+                        "s.masked_fill(~visible[..., cols], -1e4)"),
+    "sparse-mass": ("weights below 1e-3 skipped", _P, _P[:-1] + "; p = torch.where(p < 1e-3, 0.0, p)\n"),
+    "underflow-edge": ("P flushed below 2^-14", "p.to(q.dtype).float() @ vf[:, :, cols]",
+                       "torch.where(p < 2**-14, 0.0, p).to(q.dtype).float() @ vf[:, :, cols]"),
+    "huge": ("O accumulated in fp16", "acc = acc * alpha + ", "acc = (acc * alpha).half().float() + "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("regime", ONLY_HERE)
+def test_some_faults_show_in_one_regime_only(regime, tmp_path):
+    _, sound, faulty = ONLY_HERE[regime]
+    assert TILED.count(sound) == 1
+    (tmp_path / "tiled.py").write_text(TILED)
+    (tmp_path / "faulty.py").write_text(TILED.replace(sound, faulty))
+    right, wrong = (load(f"{tmp_path / name}.py:attention") for name in ("tiled", "faulty"))
+
+    def found(implementation, name):
+        cases = [BASE.with_(regime=name, dtype=d, seed=s, M=101, N=101, mask=MaskRecipe(causal=bool(s % 2)))
+                 for d in HALF for s in range(6)]  # fmt: skip
+        return sum(bool(evaluate(c, implementation, "survey", thorough=False).failed) for c in cases)
+
+    assert found(right, regime) == found(right, "normal") == found(wrong, "normal") == 0
+    assert found(wrong, regime) > 0
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("mask", [MaskRecipe(causal=True), MaskRecipe(key_lengths=True)], ids=str)
+def test_an_edge_off_by_one_is_gross_in_every_needle_case(mask, inside, tmp_path):
+    """The mask is off by one key: it hides the last visible one, or shows the first hidden one."""
+    wider = "visible = torch.nn.functional.pad(visible, (1, 0), value=True)[..., :-1]"
+    narrower = "visible = torch.nn.functional.pad(visible, (0, 1))[..., 1:]"
+    handle = "    out, lse = Tiled.apply("
+    assert TILED.count(handle) == 1
+    (tmp_path / "off.py").write_text(TILED.replace(handle, f"    {narrower if inside else wider}\n{handle}"))
+    off = load(f"{tmp_path / 'off.py'}:attention")
+    found = [
+        bool(evaluate(c, off, "survey", thorough=False).failed)
+        for c in each("needle-inside" if inside else "needle-outside", mask=mask, D=64, backward=False)
+        if 1 < visible(c).any(-2).sum() < c.N or mask.causal
+    ]
+    assert len(found) > 8 and all(found)
