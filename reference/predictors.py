@@ -55,7 +55,9 @@ def natural_scales(
 ) -> Scales:
     """Sums of the moduli that cancel in each result; shapes as in `attention`, float64.
 
-    S_O = P |V|    S_dV = P^T |dO|    S_dQ = |scale| (P (|dP| + |delta|)) |K|    S_dK = |scale| (..)^T |Q|
+    S_O = P |V|    S_dV = P^T |dO|    S_dQ = |scale| (P (|dP| + P |dP|^T)) |K|    S_dK = |scale| (..)^T |Q|
+
+    P |dP|^T, one number per row, is what cancels in delta, which may itself be 0.
     """
     sums = ScaleSums(clean(k), clean(v), scale, truth, gradients=do is not None)
     for b in blocks(q, sums.k, sums.v, do, mask, scale, truth):
@@ -77,7 +79,8 @@ class ScaleSums:
         rows, p = slice(b.start, b.stop), group(b.p, self.k)
         self._out[:, :, rows] = ungroup(p @ self._v, b.p)
         if self._gradients:
-            w = self._scale * b.p * (b.dp.abs() + b.delta.abs())  # [B, H, r, N]
+            dp = b.dp.abs()
+            w = self._scale * b.p * (dp + (b.p * dp).sum(-1, keepdim=True))  # [B, H, r, N]
             self._dq[:, :, rows] = ungroup(group(w, self.k) @ self._k, w)
             self._dk += group(w, self.k).mT @ group(b.q.abs(), self.k)
             self._dv += p.mT @ group(b.do.abs(), self.k)

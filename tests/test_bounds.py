@@ -516,7 +516,7 @@ def test_natural_scales() -> None:
     k, v = (x.double().repeat_interleave(2, 1) for x in (p.k, p.v))
     s = (-0.3 * q @ k.mT).masked_fill(~p.mask.rows(0, 9, 9, 11, q.device)[0], -torch.inf)
     w, dp = torch.softmax(s, -1), do @ v.mT
-    ds = 0.3 * w * (dp.abs() + (w * dp).sum(-1, keepdim=True).abs())
+    ds = 0.3 * w * (dp.abs() + (w * dp.abs()).sum(-1, keepdim=True))
     sizes = {"out": w @ v.abs(), "dq": ds @ k.abs(), "dk": ds.mT @ q.abs(), "dv": w.mT @ do.abs()}
     for name, size in sizes.items():
         want = size if size.shape[2] == 9 else size.view(1, 2, 2, 11, 8).sum(2)

@@ -11,10 +11,11 @@ from torch import Tensor
 from ..reference.masks import Mask
 from .case import Case
 from .draws import Draws, Float
+from .masking import DTYPES as DTYPES
+from .masking import drawn_mask
 from .problems import UsageError
 from .regimes import REGIMES
 
-DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _POISON = float("nan")  # what lies between and beside the elements that a kernel may read
 
 
@@ -72,20 +73,25 @@ def build(case: Case) -> Inputs:
         raise UsageError(f"unknown regime {case.regime!r}; there are {', '.join(REGIMES)}")
     values = REGIMES[case.regime].draw(case)
     dtype = DTYPES[case.dtype]
-    q, k, v, do = (_rounded(np.asarray(x), dtype) for x in (values.q, values.k, values.v, values.do))
+    q, k, v, do = (rounded(np.asarray(x), dtype) for x in (values.q, values.k, values.v, values.do))
+    return arranged(case, q, k, v, do, drawn_mask(case))
+
+
+def arranged(case: Case, q: Tensor, k: Tensor, v: Tensor, do: Tensor, mask: Mask) -> Inputs:
+    """The given values in the case's memory layout."""
     if case.layout == "expanded":  # one key/value head for all; dO as `out.sum().backward()` makes it: stride 0
         k, v = (x[:, :1].expand(-1, case.HK, -1, -1) for x in (k, v))
         rows, columns = (1, 1) if Draws(case.seed, "layout").uniform(1)[0] < 0.5 else (1, case.D)
         do = do[:, :, :rows, :columns].expand(do.shape)
-        return Inputs(_place(q, "contiguous"), k, v, do, _mask(case))
+        return Inputs(_place(q, "contiguous"), k, v, do, mask)
     if case.layout == "packed":
         q, k, v = _packed(q, k, v)
-        return Inputs(q, k, v, _place(do, "bshd"), _mask(case))
+        return Inputs(q, k, v, _place(do, "bshd"), mask)
     q, k, v, do = (_place(x, case.layout, spread) for spread, x in enumerate((q, k, v, do)))
-    return Inputs(q, k, v, do, _mask(case))
+    return Inputs(q, k, v, do, mask)
 
 
-def _rounded(x: Float, dtype: torch.dtype) -> Tensor:
+def rounded(x: Float, dtype: torch.dtype) -> Tensor:
     """Round to nearest even through fp32, saturating: inputs are finite by contract."""
     limit = torch.finfo(dtype).max
     return torch.from_numpy(np.ascontiguousarray(np.clip(x, -limit, limit)).astype(np.float32)).to(dtype)
@@ -118,31 +124,3 @@ def _packed(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         view.copy_(x.transpose(1, 2))
         out.append(view.transpose(1, 2))
     return out[0], out[1], out[2]
-
-
-def _mask(case: Case) -> Mask:
-    recipe, (B, H, M, N) = case.mask, (case.B, case.H, case.M, case.N)
-    allowed = bias = lengths = None
-    draws = Draws(case.seed, "mask")
-    shape = draws.choice(((B, H, M, N), (B, 1, M, N), (1, H, M, N), (1, 1, M, N), (M, N), (H, M, N)))
-    if recipe.boolean is not None:
-        seen = torch.from_numpy(Draws(case.seed, "boolean").uniform(*shape) < 0.7)
-        if recipe.boolean == "empty-rows":
-            seen &= torch.from_numpy(Draws(case.seed, "rows").uniform(*shape[:-1], 1) < 0.7)
-        elif recipe.boolean == "first-tile":
-            seen[..., : min(32, max(0, N - 1))] = False
-        allowed = seen
-    if recipe.bias is not None:
-        values = Draws(case.seed, "bias").normal(*shape)
-        if recipe.bias == "alibi":
-            distance = np.abs(np.arange(M)[:, None] - np.arange(N)[None, :])
-            values = np.broadcast_to(-0.125 * distance, shape).copy()
-        elif recipe.bias == "hidden":
-            values[Draws(case.seed, "hidden").uniform(*shape) < 0.3] = -np.inf
-        bias = torch.from_numpy(values.astype(np.float32)).to(DTYPES[case.dtype])
-    if recipe.key_lengths:
-        lengths = torch.from_numpy(Draws(case.seed, "lengths").integers(0, N + 1, B))
-    return Mask(
-        causal=recipe.causal, window=recipe.window or (None, None), alignment=recipe.alignment,
-        allowed=allowed, bias=bias, key_lengths=lengths,
-    )  # fmt: skip
