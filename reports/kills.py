@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 SCHEMA = 1
-Phase = Literal["survey", "hunt", "exact"]
+Phase = Literal["survey", "hunt", "exact", "sample"]
 
 
 class _Model(BaseModel):
@@ -33,6 +33,7 @@ class MutantResult(_Model):
     kills: tuple[Kill, ...]
     cases: int  # of the survey that it was put to
     worst: float | None  # largest error / standard's largest, on normal inputs; None: not comparable
+    hunted: int | None = None  # after how many cases the hunt found it out
     accepted_by: tuple[str, ...] = ()  # the peers whose rule it passes
 
     @property

@@ -29,7 +29,7 @@ _folder = click.Path(path_type=Path, file_okay=False)
     type=click.IntRange(0),
     default=None,
     metavar="N",
-    help="Cases that each clean kernel is put to. [default: 288; quick: 48]",
+    help="Cases that each clean kernel is put to. [default: 240; quick: 12]",
 )
 @click.option("--without", default=None, metavar="CHECK", help="Judge as if there were no such check.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -99,7 +99,7 @@ def _tried(
     pool = Pool("flash", "cpu", workers, LIMIT)
     try:
         mutants = mutants_tried(pool, seed, progress, quick=quick, names=names)
-        count = clean_cases if clean_cases is not None else 48 if quick else 288
+        count = clean_cases if clean_cases is not None else 12 if quick else 240
         clean = clean_tried(pool, seed, progress, cases=count, exact=not quick) if count and not names else []
     finally:
         pool.stop()

@@ -44,6 +44,9 @@ _ONLY_SURVEYED = ("repeat", "memory", "kept", "invariance", "inference")
 _FP32_CONSTANTS = 2.0**-18
 
 
+_TOGETHER = "all regimes"
+
+
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """A verdict without its findings, and which checks failed for want of one."""
@@ -189,7 +192,8 @@ def _ratio_cells(rows: list[Row], budgets: Budgets, implementation: str) -> list
     arrangement's roundings predict: where standard attention is lucky, being as good as flash should be is no fault.
     """
     cells = []
-    for (dtype, tensor, regime), group in _groups(rows, lambda r: (str(r.dtype), str(r.tensor), str(r.regime))).items():
+    by_regime = _groups(rows, lambda r: (str(r.dtype), str(r.tensor), str(r.regime)))
+    for (dtype, tensor, regime), group in by_regime.items():
         ratios = mean_interval(known(r.log_ratio for r in group), budgets.ratio.confidence)
         if ratios.n < budgets.ratio.min_cases:
             continue
@@ -232,9 +236,10 @@ def _predictor_checks(rows: list[Row], budgets: Budgets, implementation: str) ->
     checks = []
     for tensor in _WITH_PREDICTION:
         worst, failed, n = None, False, 0
-        for (dtype, regime), group in _groups(
-            (r for r in rows if r.tensor == tensor), lambda r: (str(r.dtype), str(r.regime))
-        ).items():
+        own = [r for r in rows if r.tensor == tensor]
+        cells = _groups(own, lambda r: (str(r.dtype), str(r.regime)))
+        together = _groups(own, lambda r: (str(r.dtype), _TOGETHER))  # sees sooner what is in all regimes alike
+        for (dtype, regime), group in (*cells.items(), *together.items()):
             found = mean_interval(_log(r.envelope_ratio for r in group), budgets.ratio.confidence)
             if found.n < budgets.ratio.min_cases:
                 continue

@@ -21,7 +21,7 @@ from .algebra import checks as algebra_checks
 from .attribution import attribution
 from .budgets import Budgets
 from .budgets import load as load_budgets
-from .case import Case
+from .case import Case, MaskRecipe
 from .evaluate import Attempt, Posed, Result, attempt, judged, pose, without_result
 from .exact import problems, solve
 from .implementation import Implementation
@@ -30,11 +30,12 @@ from .loading import load
 from .pool import Pool
 from .problems import LostError
 from .profiles import PROFILES
+from .regimes import REGIMES
 from .settings import Progress
 from .survey import survey
 
 THOROUGH = 48  # cases on which kernels are also run again, alone, without gradients, on twins
-SURVEY = 240  # cases that every kernel meets; survivors meet more
+SAMPLE = 160  # further cases that every kernel meets, for distributions alone
 LONGEST = 1000
 QUICK_SHARE = 0.9  # of the mutants that a quick selftest must kill
 LIMIT = 900.0  # seconds that a task may take: some hundred kernels on one case
@@ -76,6 +77,7 @@ class Subject:
     kills: dict[tuple[str, Phase], tuple[int, set[str]]] = field(default_factory=dict)
     details: list[str] = field(default_factory=list)
     algebra: Algebra | None = None
+    worst: float | None = None  # see `MutantResult`
 
     def found(self, check: str, tensor: str | None, phase: Phase, cases: int, detail: str = "") -> None:
         """A check failed; the first time counts."""
@@ -83,6 +85,10 @@ class Subject:
         known[1].add(tensor or "")
         if detail and len(self.details) < 3:
             self.details.append(f"{check} of {tensor}: {detail}" if tensor else f"{check}: {detail}")
+
+    def first(self, phase: Phase) -> int | None:
+        """After how many cases of a phase it was found out."""
+        return min((n for (_, p), (n, _) in self.kills.items() if p == phase), default=None)
 
     def killed(self) -> tuple[Kill, ...]:
         """For the record."""
@@ -130,13 +136,18 @@ def try_all(base: Implementation, device: str, task: Task) -> list[Result]:
     return results
 
 
-def solve_all(_: Implementation, device: str, spec: str) -> Algebra:
-    """One kernel in exact arithmetic, and where its roundings arise, as `verify --profile quick` has it."""
+def solve_all(_: Implementation, device: str, task: tuple[str, bool]) -> Algebra:
+    """One kernel in exact arithmetic, and where its roundings arise, as `verify --profile quick` has it.
+
+    `quick` leaves out most problems, and a dtype.
+    """
+    spec, quick = task
     implementation = _loaded(spec)
-    comparisons = tuple(solve(implementation, device, p) for p in problems(implementation, 0, thorough=False))
+    chosen = problems(implementation, 0, thorough=False)
+    comparisons = tuple(solve(implementation, device, p) for p in (chosen[::4] if quick else chosen))
     shares = []
     if any(c.status == "equal" for c in comparisons):
-        for dtype in PROFILES["quick"].dtypes:
+        for dtype in PROFILES["quick"].dtypes[: 1 if quick else None]:
             shares += attribution(implementation, device, dtype, 0, 1)
     return Algebra(comparisons=comparisons, shares=tuple(shares))
 
@@ -153,6 +164,7 @@ class Trial:
     budgets: Budgets
     seed: int
     progress: Progress
+    profile: str = "quick"
 
     def surveyed(
         self, subjects: Sequence[Subject], numbers: range, *, thorough: int, keep_killed: bool, step: int = 16
@@ -161,7 +173,7 @@ class Trial:
 
         Every so many cases (`step`) distributions are looked at.
         """
-        cases = list(survey(load("flash"), PROFILES["quick"], self.seed, count=numbers.stop - 1))
+        cases = list(survey(load("flash"), PROFILES[self.profile], self.seed, count=numbers.stop - 1))
         going = list(subjects)
         for begin in range(numbers.start, numbers.stop, step):
             if not going:
@@ -176,6 +188,26 @@ class Trial:
             if not keep_killed:
                 going = [s for s in going if not s.kills]
             self.progress("survey", min(begin + step, numbers.stop) - 1, numbers.stop - 1)
+
+    def sampled(self, subjects: Sequence[Subject]) -> None:
+        """Put all subjects to a sample for distributions alone: independent regimes, few shapes."""
+        regimes = sorted(r.name for r in REGIMES.values() if r.independent)
+        plain = (MaskRecipe(), MaskRecipe(causal=True))
+        cases = [
+            Case(B=1, H=2, HK=1, M=M, N=M, D=(16, 64)[n % 2], dtype=PROFILES["quick"].dtypes[n // 2 % 2],
+                 regime=regimes[n // 4 % len(regimes)], seed=self.seed + n, mask=plain[n % 3 == 0])
+            for n in range(SAMPLE) for M in [(96, 65, 128, 33)[n // 16 % 4]]
+        ]  # fmt: skip
+        specs = tuple(s.spec for s in subjects)
+        for s in subjects:
+            s.rows.clear()
+        for task, results in self._tried([Task(n, c, specs, thorough=False) for n, c in enumerate(cases, start=1)]):
+            for subject, result in zip(subjects, results, strict=True):
+                subject.rows += result.rows
+            self.progress("sample", task.number, SAMPLE)
+        for subject in subjects:
+            self._look(subject, phase="sample")
+            subject.worst = _worst(subject.rows)
 
     def surveyed_clean(self, subjects: Sequence[Subject], count: int) -> None:
         """Put the clean kernels to one survey of so many cases, a quarter of them thoroughly, and judge it as one."""
@@ -206,15 +238,16 @@ class Trial:
             ]
             yield task, one_by_one
 
-    def _look(self, subject: Subject) -> None:
+    def _look(self, subject: Subject, phase: Phase = "survey") -> None:
         """What the distributions say by now."""
+        number = subject.cases if phase == "survey" else SAMPLE
         for check in judge(subject.rows, self.budgets, subject.spec).failed:
-            subject.found(check.name, check.tensor, "survey", subject.cases, check.detail)
+            subject.found(check.name, check.tensor, phase, number, check.detail)
 
-    def solved(self, subjects: Sequence[Subject]) -> None:
+    def solved(self, subjects: Sequence[Subject], *, quick: bool = False) -> None:
         """Put the subjects to exact arithmetic."""
         by_spec = {s.spec: s for s in subjects}
-        for n, (spec, algebra) in enumerate(self.pool.calls(solve_all, list(by_spec)), start=1):
+        for n, ((spec, _), algebra) in enumerate(self.pool.calls(solve_all, [(s, quick) for s in by_spec]), start=1):
             self.progress("exact", n, len(by_spec))
             if isinstance(algebra, LostError):
                 continue
@@ -250,18 +283,22 @@ def mutants_tried(
     subjects = [Subject(m.name, f"mutant:{m.name}") for m in chosen]
     trial = Trial(pool, load_budgets(), seed, progress)
     if quick:
-        trial.surveyed(subjects, range(1, 17), thorough=0, keep_killed=False, step=2)
-        trial.surveyed(_alive(subjects), range(1, 33), thorough=32, keep_killed=False, step=8)
-        trial.solved(_alive(subjects))
-        trial.surveyed(_alive(subjects), range(33, SURVEY + 1), thorough=0, keep_killed=False)
+        trial.surveyed(subjects, range(1, 13), thorough=0, keep_killed=False, step=2)
+        trial.surveyed(_alive(subjects), range(1, 25), thorough=24, keep_killed=False, step=6)
+        trial.sampled(_alive(subjects))
+        trial.solved(_alive(subjects), quick=True)
     else:
-        trial.surveyed(subjects, range(1, SURVEY + 1), thorough=THOROUGH, keep_killed=True)
-        trial.solved(subjects)
-        trial.surveyed(_alive(subjects), range(SURVEY + 1, LONGEST + 1), thorough=LONGEST, keep_killed=False)
+        trial.surveyed(subjects, range(1, THOROUGH + 1), thorough=THOROUGH, keep_killed=True)
+        late = [s for s in subjects if s.first("survey") is None]
+        trial.surveyed(late, range(THOROUGH + 1, LONGEST + 1), thorough=2 * THOROUGH, keep_killed=False)
+        trial.solved(subjects, quick=True)
+        trial.sampled(subjects)
+        trial = replace(trial, profile="ci")
+        trial.surveyed(_alive(subjects), range(1, LONGEST + 1), thorough=2 * THOROUGH, keep_killed=False)
     return [
         MutantResult(
             name=m.name, mirrors=m.mirrors, what=m.what, tensors=m.tensors, kills=s.killed(), cases=s.cases,
-            worst=_worst(s.rows),
+            worst=s.worst,
         )
         for m, s in zip(chosen, subjects, strict=True)
     ]  # fmt: skip

@@ -19,19 +19,10 @@ def _wrong(where: str) -> tuple[Edit, ...]:
 
 
 DTYPES = (
-    Mutant("bf16-weights-through-fp16", "FlashAttention #2131: one offset for two formats",
-           "In bf16 P passes through fp16, and is lost below 2^-24.", ("out",),
-           (Edit(FORWARD, _P_LOW, "p_low = p.to(tl.float16 if v.dtype.element_ty == tl.bfloat16 else tl.float32)"
-                 ".to(v.dtype.element_ty)"),), "bf16; rows with weights below 2^-14", subtle=True),
     Mutant("fp16-subnormal-weights-flushed", "own: a device that flushes subnormal halves",
            "In fp16 P below 2^-14 is 0.", ("out",),
            (Edit(FORWARD, _P_LOW, "p_low = tl.where((p < 0.00006103515625) & (v.dtype.element_ty == tl.float16), 0.0, "
                  "p).to(v.dtype.element_ty)"),), "fp16; rows with weights below 2^-14", subtle=True),
-    Mutant("bf16-scores-in-half", "llama.cpp #4490",
-           "In bf16 q.k is rounded, in fp16 it is not.", OUTPUTS,
-           (Edit(FORWARD, _QK, 'qk = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")\n'
-                 "        qk = qk.to(tl.bfloat16 if q.dtype.element_ty == tl.bfloat16 else tl.float32).to(tl.float32) "
-                 "* (scale * LOG2E)"),), "bf16", subtle=True),
     Mutant("fp16-gradients-overflow", "pytorch #119131",
            "dP is rounded to fp16, and infinite beyond 65504, for fp16 inputs alone.", ("dq",),
            (Edit(BACKWARD, "ds = p * (dp - delta_tile[:, None])",
@@ -44,18 +35,10 @@ SIZES = (
            "With D = 40 the tile has 32 columns of V: the others are 0.", ("out",),
            (Edit(FORWARD, "stride_vn, stride_vd, keys, HEAD_DIM)", "stride_vn, stride_vd, keys, HEAD_DIM - HEAD_DIM % "
                  "16 * (HEAD_DIM > 16))"),), "D = 40"),
-    Mutant("second-batch-element", "TE #3216",
-           "The values of all batch elements but the first are 1/64 too large.", ("out",), _wrong("b > 0"), "B > 1"),
     Mutant("last-tile-of-long-rows", "own: a remainder loop that is never tuned",
            "Keys from 128 on are 1/64 too heavy.", ("out",), _wrong("start_n >= 128"), "N > 128"),
     Mutant("one-query", "FlashAttention #648: the path for one query",
            "A single query's values are 1/64 too large.", ("out",), _wrong("M == 1"), "M = 1"),
-    Mutant("six-heads", "own: a head count that is no power of two",
-           "From the fifth query head on values are 1/64 too large.", ("out",), _wrong("h > 3"), "H = 6"),
-    Mutant("last-row-of-tile", "FlashAttention #2553: a wrong store atom",
-           "Row 31 of every tile has the values 1/64 too large.", ("out",),
-           (Edit(FORWARD, "o_tile = tl.div_rn(", "o_tile = tl.where(offs_m[:, None] % 32 == 31, 1.015625, 1.0) * "
-                 "tl.div_rn("),), "M of at least 32"),
 )  # fmt: skip
 
 VALUES = (
@@ -72,10 +55,6 @@ VALUES = (
            (Edit(FORWARD, "        p_low = p.to(",
                  "        p = p * (tl.max(p, 1) > 0.0009765625)[:, None].to(tl.float32)\n"
                  "        p_low = p.to("),), "more than one tile of keys; peaked rows"),
-    Mutant("small-weights-dropped", "SageAttention #302",
-           "Weights below 2^-12 of the maximum are 0.", OUTPUTS,
-           (Edit(FORWARD, "        p_low = p.to(", "        p = tl.where(p < 0.000244140625, 0.0, p)\n"
-                 "        p_low = p.to("),), subtle=True),
     Mutant("negative-rows-are-empty", "FA's cross-entropy #1930",
            "A row whose logits are all below -100 is taken for one without keys.", OUTPUTS,
            (Edit(FORWARD, "seen = l_i > 0.0", "seen = (l_i > 0.0) & (m_i > -144.0)"),), "rows of very negative logits"),

@@ -11,8 +11,6 @@ _DQ_LOOP = "for start_n in range(low, high, BLOCK_N):"
 _DKDV_LOOP = "for start_m in range(low, high, BLOCK_M):"
 
 DELTA = (
-    Mutant("delta-forgotten-in-dk", "own: dS without its second term",
-           "dK is formed from P * dP.", ("dk",), (Edit(BACKWARD, _DELTA_KV, "ds = p * dp"),)),
     Mutant("delta-forgotten-in-dq", "own: dS without its second term",
            "dQ is formed from P * dP.", ("dq",), (Edit(BACKWARD, _DELTA_Q, "ds = p * dp"),)),
     Mutant("delta-one-percent-off", "the allowance of three published test suites",
@@ -21,15 +19,6 @@ DELTA = (
     Mutant("delta-a-thousandth-off", "the allowance of most published test suites",
            "delta is 0.1 % too large.", ("dq", "dk"),
            (Edit(BACKWARD, "    tl.store(pointers, sums, mask", "    tl.store(pointers, sums * 1.001, mask"),)),
-    Mutant("delta-of-the-row-before", "FlashAttention #2481",
-           "Every 16th row of dQ has its neighbour's delta.", ("dq",),
-           (Edit(BACKWARD, "delta_tile = tl.load(pointers, mask",
-                 "delta_tile = tl.load(pointers - (offs_m % 16 == 15) * stride_lm, mask"),), "M of at least 16"),
-    Mutant("delta-of-batch-0-in-dk", "TE #3216",
-           "dK of every batch element is formed with the first one's delta.", ("dk",),
-           (Edit(BACKWARD, "pointers = delta + b * stride_lb + h * stride_lh + offs_m.to(tl.int64) * stride_lm\n"
-                 "            ds", "pointers = delta + h * stride_lh + offs_m.to(tl.int64) * stride_lm\n"
-                 "            ds"),), "B > 1"),
     Mutant("dp-of-half-the-values", "FLA, test_parallel_bwd_full_value_reduction",
            "dP of dQ sums over the first 64 columns of V alone.", ("dq",),
            (Edit(BACKWARD, _DP + "        " + _DELTA_Q,
@@ -38,27 +27,14 @@ DELTA = (
 )  # fmt: skip
 
 SCALES = (
-    Mutant("dq-without-scale", "own: a factor on one of two gradients",
-           "dQ lacks the scale.", ("dq",), (Edit(BACKWARD, "dq_tile * scale", "dq_tile"),)),
     Mutant("dk-without-scale", "own: a factor on one of two gradients",
            "dK lacks the scale.", ("dk",), (Edit(BACKWARD, "dk_tile * scale", "dk_tile"),)),
-    Mutant("dq-scaled-twice", "own: a factor in dS and in dQ",
-           "dQ has the scale twice.", ("dq",), (Edit(BACKWARD, "dq_tile * scale", "dq_tile * scale * scale"),)),
-    Mutant("dk-scaled-twice", "own: a factor in dS and in dK",
-           "dK has the scale twice.", ("dk",), (Edit(BACKWARD, "dk_tile * scale", "dk_tile * scale * scale"),)),
-    Mutant("dk-in-base-2", "Triton tutorial 06, whose dQ has a factor ln 2",
-           "dK keeps the factor of the change of base.", ("dk",),
-           (Edit(BACKWARD, "dk_tile * scale", "dk_tile * (scale * 0.6931471805599453)"),)),
     Mutant("dv-off-by-a-thousandth", "own: a descale factor",
            "dV is 0.1 % too large.", ("dv",),
            (Edit(BACKWARD, "stride_dvh, dv_tile, offs_n", "stride_dvh, dv_tile * 1.001, offs_n"),), subtle=True),
 )  # fmt: skip
 
 TILES_LEFT_OUT = (
-    Mutant("dq-first-tile-dropped", "FlashAttention #359",
-           "dQ lacks the first tile of keys when there are more.", ("dq",),
-           (Edit(BACKWARD, _DQ_LOOP, "for start_n in range(low + (high > low + BLOCK_N) * BLOCK_N, high, BLOCK_N):"),),
-           "more than one tile of keys"),
     Mutant("dq-last-tile-dropped", "FlashAttention #2033",
            "dQ lacks a last tile that is not whole, when there are more than two.", ("dq",),
            (Edit(BACKWARD, _DQ_LOOP,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .source import ATTENTION, FORWARD, GRADIENTS, OUTPUTS, Edit, Mutant
+from .source import ATTENTION, FORWARD, OUTPUTS, Edit, Mutant
 
 _RETURNED = "return o, lse2 * LN2"
 _LSE = 'tl.where(seen, m_i + tl.log2(l_i), float("-inf"))'
@@ -10,21 +10,12 @@ _LSE = 'tl.where(seen, m_i + tl.log2(l_i), float("-inf"))'
 MUTANTS = (
     Mutant("lse-in-base-2", "tokenspeed #571, flashinfer-bench #390",
            "The LSE is returned in base 2.", ("lse",), (Edit(ATTENTION, _RETURNED, "return o, lse2 * 1.0"),)),
-    Mutant("lse-without-the-maximum", "FlashMLA #106",
-           "The LSE is log2(l), without the maximum.", ("lse",),
-           (Edit(FORWARD, _LSE, 'tl.where(seen, tl.log2(l_i), float("-inf"))'),)),
     Mutant("lse-off-by-a-thousandth", "own: an epsilon in a logarithm",
            "The LSE that is returned is 0.001 too large.", ("lse",),
            (Edit(ATTENTION, _RETURNED, "return o, lse2 * LN2 + 1e-3"),)),
     Mutant("lse-with-epsilon", "own: a guard against log(0)",
-           "The LSE is log2(l + 0.0001).", ("lse",),
-           (Edit(FORWARD, "tl.log2(l_i)", "tl.log2(l_i + 1.0e-4)"),), subtle=True),
-    Mutant("lse-returned-in-half", "FlashAttention #404",
-           "The LSE that is returned has been rounded to the input's dtype.", ("lse",),
-           (Edit(ATTENTION, _RETURNED, "return o, (lse2 * LN2).to(q.dtype).float()"),)),
-    Mutant("lse-of-rounded-weights", "own: one row sum for two purposes",
-           "The LSE is formed from the sum of the rounded P.", ("lse",),
-           (Edit(FORWARD, "tl.log2(l_i)", "tl.log2(w_i)"),), subtle=True),
+           "The LSE is log2(l + 0.001).", ("lse",),
+           (Edit(FORWARD, "tl.log2(l_i)", "tl.log2(l_i + 1.0e-3)"),), subtle=True),
     Mutant("lse-of-truncated-weights", "own: one row sum for two purposes",
            "P is truncated, and the LSE formed from its sum: always too small.", OUTPUTS,
            (Edit(FORWARD, "p_low = p.to(v.dtype.element_ty)",
@@ -37,10 +28,6 @@ MUTANTS = (
            "With grouped heads the LSE's heads are returned in another order.", ("lse",),
            (Edit(ATTENTION, _RETURNED,
                  "return o, (lse2.flip(1) if q.shape[1] != k.shape[1] else lse2) * LN2"),), "grouped heads"),
-    Mutant("lse-of-base-e-in-backward", "FlashAttention #404",
-           "The backward pass takes the natural LSE for one in base 2.", GRADIENTS,
-           (Edit(ATTENTION, "ctx.save_for_backward(q, k, v, o, lse2)", "ctx.save_for_backward(q, k, v, o, lse2 * LN2)"),
-            )),
     Mutant("lse-of-last-query-unwritten", "tilelang #2461",
            "The LSE of the last query is never written when it is alone in its tile.", ("lse",),
            (Edit(FORWARD, "lse_tile, mask=offs_m < M)", "lse_tile, mask=offs_m < M - (M % BLOCK_M == 1))"),),

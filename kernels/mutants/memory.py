@@ -23,23 +23,12 @@ UNWRITTEN = (
            "A tile of queries whose key loop is empty returns before it has written anything.", OUTPUTS,
            (Edit(FORWARD, _RANGE, _RANGE.replace("\n\n", "\n    if high <= low:\n        return\n\n")),),
            "tiles that see no key: M > N bottom-right, key length 0, N = 0"),
-    Mutant("call-without-keys-skipped", "FlashAttention #1155, xformers #1042",
-           "With N = 0 nothing is launched and the outputs are what memory held.", OUTPUTS,
-           (Edit(ATTENTION, "    if o.numel() > 0:", "    if o.numel() > 0 and k.numel() > 0:"),), "N = 0"),
     Mutant("lse-of-empty-rows-unwritten", "tilelang #2461",
            "The LSE of rows without keys is never written.", ("lse",),
            (Edit(FORWARD, "lse_tile, mask=offs_m < M)", "lse_tile, mask=(offs_m < M) & seen)"),), "empty rows"),
-    Mutant("dk-unwritten-past-key-lengths", "FlashAttention #2421, fla #892",
-           "dK of keys past the length is never written.", ("dk",),
-           (Edit(BACKWARD, _DK, _DK.replace(" N,", " keys,")),), "key lengths"),
     Mutant("dv-unwritten-past-key-lengths", "FlashAttention #2421, fla #892",
            "dV of keys past the length is never written.", ("dv",),
            (Edit(BACKWARD, _DV, _DV.replace(" N,", " keys,")),), "key lengths"),
-    Mutant("delta-of-tail-unwritten", "fla #892",
-           "delta is stored for whole tiles alone; the rest is what memory held.", ("dq", "dk"),
-           (Edit(BACKWARD, "tl.store(pointers, sums, mask=offs_m < M)",
-                 "tl.store(pointers, sums, mask=offs_m < M // BLOCK_M * BLOCK_M)"),),
-           "M that no tile divides"),
     Mutant("maximum-starts-from-memory", "own: a scratch buffer that was zero in every test",
            "The running maximum includes what the LSE's memory held before; NaN is passed over, large numbers are not.",
            OUTPUTS,
@@ -68,23 +57,6 @@ RACES = (
             Edit(BACKWARD, _DV, _DV.replace(
                 "dv_tile", "dv_tile + load_tile(dv + b * stride_dvb + hk * stride_dvh, offs_n, offs_d, stride_dvn, "
                 "stride_dvd, N, HEAD_DIM)"))), "grouped heads"),
-    Mutant("dq-race-of-key-halves", "FlashAttention #359, FastVideo #735, triton #1558",
-           "Two programs walk the even and the odd tiles of keys and add to the same dQ by load, add and store.",
-           ("dq",),
-           (Edit(ATTENTION, _EMPTY, _EMPTY.replace("empty", "zeros")),
-            Edit(ATTENTION, "backward_dq[_grid(M, launch.tiles[0], H, B)]",
-                 "backward_dq[_grid(M, launch.tiles[0], H, 2 * B)]"),
-            Edit(BACKWARD, "    start_m = tl.program_id(0) * BLOCK_M\n    h = tl.program_id(1).to(tl.int64)\n"
-                 "    b = tl.program_id(2).to(tl.int64)\n",
-                 "    start_m = tl.program_id(0) * BLOCK_M\n    h = tl.program_id(1).to(tl.int64)\n"
-                 "    b = tl.program_id(2).to(tl.int64) // 2\n    part = tl.program_id(2) % 2\n"),
-            Edit(BACKWARD, "range(low, high, BLOCK_N)", "range(low + part * BLOCK_N, high, 2 * BLOCK_N)"),
-            Edit(BACKWARD, _DQ, _DQ.replace(
-                "dq_tile * scale", "dq_tile * scale + load_tile(dq + b * stride_dqb + h * stride_dqh, offs_m, offs_d, "
-                "stride_dqm, stride_dqd, M, HEAD_DIM)"))), "more than one tile of keys"),
-    Mutant("lse-shared-by-batches", "own: a buffer without its batch index",
-           "All batch elements write their LSE to the first one's.", ("lse",),
-           (Edit(FORWARD, "lse += b * stride_lb + h * stride_lh", "lse += h * stride_lh"),), "B > 1"),
 )  # fmt: skip
 
 INPUTS = (
@@ -93,11 +65,6 @@ INPUTS = (
            (Edit(ATTENTION, "    delta = torch.empty_like(lse)\n",
                  "    delta = torch.empty_like(lse)\n"
                  "    do.masked_fill_(torch.isneginf(lse)[..., None], 0.0)\n"),), "empty rows"),
-    Mutant("key-changed", "vLLM's reference, which scaled its query in place",
-           "The forward pass flushes tiny numbers of the caller's K to 0 in place.", (*OUTPUTS, "dq", "dk", "dv"),
-           (Edit(ATTENTION, "        mask, lengths, mask_strides = launch.pointers(lse)\n        flash_forward",
-                 "        mask, lengths, mask_strides = launch.pointers(lse)\n"
-                 "        k.masked_fill_(k.abs() < 2.0**-8, 0.0)\n        flash_forward"),)),
 )  # fmt: skip
 
 MUTANTS = (*UNWRITTEN, *RACES, *INPUTS)

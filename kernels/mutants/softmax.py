@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .source import ATTENTION, BACKWARD, FORWARD, OUTPUTS, TILES, Edit, Mutant
+from .source import ATTENTION, FORWARD, OUTPUTS, TILES, Edit, Mutant
 
 _L = "l_i = l_i * alpha + tl.sum(p, 1)"
 _W = "w_i = w_i * alpha + tl.sum(p_low.to(tl.float32), 1)"
@@ -16,16 +16,6 @@ RESCALING = (
     Mutant("row-sum-not-rescaled", "own: the classic",
            "l is not rescaled when the maximum grows.", ("lse",), (Edit(FORWARD, _L, "l_i = l_i + tl.sum(p, 1)"),),
            "more than one tile of keys"),
-    Mutant("weight-sum-not-rescaled", "own: the classic",
-           "The sum that O is divided by is not rescaled when the maximum grows.", ("out",),
-           (Edit(FORWARD, "w_i = w_i * alpha + ", "w_i = w_i + "),), "more than one tile of keys"),
-    Mutant("output-not-rescaled", "own: the classic",
-           "The accumulated output is not rescaled when the maximum grows.", ("out",),
-           (Edit(FORWARD, "acc * alpha[:, None]", "acc"),), "more than one tile of keys"),
-    Mutant("output-not-rescaled-at-the-end", "own: a peeled last iteration",
-           "At the last tile the accumulated output is not rescaled.", ("out",),
-           (Edit(FORWARD, "acc * alpha[:, None]", f"acc * {_UNLESS_LAST}[:, None]"),),
-           "more than one tile of keys; rows whose maximum is in the last"),
     Mutant("sums-not-rescaled-at-the-end", "own: a peeled last iteration",
            "At the last tile neither row sum is rescaled.", OUTPUTS,
            (Edit(FORWARD, _L, _L.replace("alpha", _UNLESS_LAST)), Edit(FORWARD, _W, _W.replace("alpha", _UNLESS_LAST))),
@@ -36,9 +26,6 @@ RESCALING = (
            (Edit(FORWARD, _ALPHA, "alpha = tl.where(m_new - m_i <= 8.0, 1.0, tl.exp2(m_i - m_safe))"),
             Edit(FORWARD, "        m_i = m_new\n", "        m_i = tl.where(m_new - m_i <= 8.0, m_i, m_new)\n")),
            "more than one tile of keys"),
-    Mutant("rescale-in-base-e", "own: exp left where exp2 belongs",
-           "The rescaling factor is e^x, all else 2^x.", OUTPUTS,
-           (Edit(FORWARD, _ALPHA, "alpha = tl.exp(m_i - m_safe)"),), "more than one tile of keys"),
     Mutant("maximum-lags-a-tile", "own: a pipelined maximum",
            "P of a tile is taken against the maximum of the tiles before it, the sums against the new one.", OUTPUTS,
            (Edit(FORWARD, "p = tl.exp2(qk - m_safe[:, None])",
@@ -74,13 +61,6 @@ CONSTANTS = (
            "log2(e) is 1.4453125, as bf16 holds it.", OUTPUTS, (Edit(TILES, "1.4426950408889634)", "1.4453125)"),)),
     Mutant("log2e-3-digits", "own: a constant typed by hand",
            "log2(e) is 1.443.", OUTPUTS, (Edit(TILES, "1.4426950408889634)", "1.443)"),)),
-    Mutant("log2e-4-digits", "own: a constant typed by hand",
-           "log2(e) is 1.4427.", OUTPUTS, (Edit(TILES, "1.4426950408889634)", "1.4427)"),), subtle=True),
-    Mutant("log2e-3-digits-in-backward", "own: a constant defined twice",
-           "The backward pass has 1.443 for log2(e), the forward all digits.", ("dq", "dk", "dv"),
-           (Edit(BACKWARD, "* (scale * LOG2E)", "* (scale * 1.443)"),)),
-    Mutant("ln2-3-digits", "own: a constant typed by hand",
-           "ln(2) is 0.693.", ("lse",), (Edit(ATTENTION, "LN2 = math.log(2.0)", "LN2 = 0.693"),)),
     Mutant("exp2-quadratic", "FlashAttention-4's emulated ex2, a degree too low",
            "2^x is a quadratic polynomial between integers, 0.2 % off.", OUTPUTS,
            (Edit(FORWARD, "        p = tl.exp2(qk - m_safe[:, None])  # [BLOCK_M, BLOCK_N]\n",
@@ -100,23 +80,13 @@ SCALES = (
     Mutant("scale-off-by-2e-4", "own: a scale from a table",
            "The scale is 0.02 % too large.", OUTPUTS,
            (Edit(ATTENTION, _SCALE, "scale=1.0002 * (1.0 / math.sqrt(D) if scale is None else float(scale)),"),)),
-    Mutant("scale-in-half", "own: a scale multiplied in the tensor's dtype",
-           "The forward pass rounds scale * log2(e) to the input's dtype.", OUTPUTS,
-           (Edit(FORWARD, "* (scale * LOG2E)", "* (scale * LOG2E).to(q.dtype.element_ty).to(tl.float32)"),)),
     Mutant("scale-of-padded-head", "own: the kernel's head dimension for the model's",
            "The default scale is 1 / sqrt of D rounded up to a power of two.", OUTPUTS,
            (Edit(ATTENTION, _SCALE, "scale=1.0 / math.sqrt(block_d(D)) if scale is None else float(scale),"),),
            "the default scale, D no power of two or below 16"),
-    Mutant("scale-ignored", "own: an option that is accepted and dropped",
-           "The scale is always 1 / sqrt(D).", OUTPUTS, (Edit(ATTENTION, _SCALE, "scale=1.0 / math.sqrt(D),"),),
-           "a scale of the caller's"),
     Mutant("scale-0-is-no-scale", "own: `scale or default`",
            "A scale of 0 is taken for the default.", OUTPUTS,
            (Edit(ATTENTION, _SCALE, "scale=float(scale or 1.0 / math.sqrt(D)),"),), "scale = 0"),
-    Mutant("default-scale-in-backward", "NSA-triton #27",
-           "The backward kernels take 1 / sqrt(D), whatever the forward was given.", ("dq", "dk", "dv"),
-           (Edit(ATTENTION, "    common = launch.arguments(q, k)\n",
-                 '    common = launch.arguments(q, k) | {"scale": D**-0.5}\n'),), "a scale of the caller's"),
 )  # fmt: skip
 
 MUTANTS = (*RESCALING, *MAXIMA, *CONSTANTS, *SCALES)

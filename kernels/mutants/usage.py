@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .source import ATTENTION, BACKWARD, Edit, Mutant
+from .source import ATTENTION, Edit, Mutant
 
 _LN2 = "LN2 = math.log(2.0)"
 _KEPT = _LN2 + "\n_BUFFERS: dict[Any, Tensor] = {}"
@@ -34,7 +34,4 @@ MUTANTS = (
     Mutant("lse-gradient-ignored", "FlashAttention #404",
            "The gradient that comes back through the LSE is dropped.", ("dq", "dk"),
            (Edit(ATTENTION, _BACKWARD, _BACKWARD.replace("do, dlse", "do, None")),), use="a loss that holds the LSE"),
-    Mutant("lse-gradient-negated", "own: delta + dLSE for delta - dLSE",
-           "The gradient that comes back through the LSE has the wrong sign.", ("dq", "dk"),
-           (Edit(BACKWARD, "sums -= tl.load(", "sums += tl.load("),), use="a loss that holds the LSE"),
 )  # fmt: skip
