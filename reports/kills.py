@@ -65,7 +65,7 @@ class PeerRule(_Model):
 
     name: str
     source: str
-    rule: str
+    tensors: tuple[str, ...]  # that it compares
     differs: str
 
 

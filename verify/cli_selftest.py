@@ -29,7 +29,7 @@ _folder = click.Path(path_type=Path, file_okay=False)
     type=click.IntRange(0),
     default=None,
     metavar="N",
-    help="Cases that each clean kernel is put to. [default: 240; quick: 12]",
+    help="Cases that each clean kernel is put to. [default: 96; quick: 8]",
 )
 @click.option("--without", default=None, metavar="CHECK", help="Judge as if there were no such check.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -92,20 +92,22 @@ def _tried(
     from ..reports.kills import SelfTest
     from .pool import Pool, prepare
     from .run import command_line
-    from .selftest import GATES, LIMIT, clean_tried, mutants_tried
+    from .selftest import GATES, LIMIT, clean_tried, mutants_tried, peers_asked, rules
 
     start = time.perf_counter()
     prepare("flash", "cpu")
     pool = Pool("flash", "cpu", workers, LIMIT)
     try:
         mutants = mutants_tried(pool, seed, progress, quick=quick, names=names)
-        count = clean_cases if clean_cases is not None else 12 if quick else 240
+        if not quick:
+            mutants = peers_asked(pool, mutants, progress)
+        count = clean_cases if clean_cases is not None else 8 if quick else 96
         clean = clean_tried(pool, seed, progress, cases=count, exact=not quick) if count and not names else []
     finally:
         pool.stop()
     return SelfTest(
         created=datetime.now(UTC).isoformat(timespec="seconds"), command=command_line(), seed=seed, quick=quick,
-        seconds=round(time.perf_counter() - start, 1), gates=GATES, mutants=tuple(mutants), clean=tuple(clean),
+        seconds=round(time.perf_counter() - start, 1), gates=GATES, mutants=tuple(mutants), clean=tuple(clean), peers=tuple(rules()),
         versions={n: version(n) for n in ("flashproof", "torch", "triton")},
     )  # fmt: skip
 

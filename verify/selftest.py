@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from ..kernels.mutants import MUTANTS, VARIANTS
-from ..reports.kills import CleanResult, Kill, MutantResult, Phase, SelfTest
+from ..reports.kills import CleanResult, Kill, MutantResult, PeerRule, Phase, SelfTest
 from ..reports.record import Algebra, Row
 from .algebra import accumulator_checks
 from .algebra import checks as algebra_checks
@@ -22,11 +22,13 @@ from .attribution import attribution
 from .budgets import Budgets
 from .budgets import load as load_budgets
 from .case import Case, MaskRecipe
-from .evaluate import Attempt, Posed, Result, attempt, judged, pose, without_result
+from .evaluate import Attempt, Posed, Result, attempt, evaluate, judged, pose, without_result
 from .exact import problems, solve
+from .hunt import hunt
 from .implementation import Implementation
 from .judge import CASE_CHECKS, judge
 from .loading import load
+from .peers import PEERS, accepts
 from .pool import Pool
 from .problems import LostError
 from .profiles import PROFILES
@@ -34,9 +36,10 @@ from .regimes import REGIMES
 from .settings import Progress
 from .survey import survey
 
-THOROUGH = 48  # cases on which kernels are also run again, alone, without gradients, on twins
-SAMPLE = 160  # further cases that every kernel meets, for distributions alone
+THOROUGH = 32  # cases on which kernels are also run again, alone, without gradients, on twins
+SAMPLE = 128  # further cases that every kernel meets, for distributions alone
 LONGEST = 1000
+HUNT = 40  # examples per dtype that the hunt has to find a mutant
 QUICK_SHARE = 0.9  # of the mutants that a quick selftest must kill
 LIMIT = 900.0  # seconds that a task may take: some hundred kernels on one case
 #: checks of which one failing turns the gate red, under the default budgets
@@ -152,6 +155,36 @@ def solve_all(_: Implementation, device: str, task: tuple[str, bool]) -> Algebra
     return Algebra(comparisons=comparisons, shares=tuple(shares))
 
 
+def accepted_by(_: Implementation, device: str, spec: str) -> tuple[str, ...]:
+    """The peers whose own test would let a kernel pass."""
+    del device  # their problems are small enough for the interpreter
+    return tuple(name for name, peer in PEERS.items() if accepts(peer, _loaded(spec)).accepted)
+
+
+def hunted(_: Implementation, device: str, spec: str) -> int | None:
+    """After how many examples of the hunt a kernel fails a case; None if it never does."""
+    implementation, seen = _loaded(spec), 0
+
+    class FoundError(Exception):
+        """Ends the hunt."""
+
+    def measured(case: Case) -> Result:
+        nonlocal seen
+        seen += 1
+        result = evaluate(case, implementation, "hunt", device=device, thorough=False)
+        if any(c.name in GATES for c in result.failed):
+            raise FoundError
+        return result
+
+    profile = replace(PROFILES["quick"], hunt=HUNT)
+    for dtype in profile.dtypes:
+        try:
+            hunt(implementation, profile, dtype, 0, measured)
+        except FoundError:
+            return seen
+    return None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # trying
 
@@ -189,14 +222,14 @@ class Trial:
                 going = [s for s in going if not s.kills]
             self.progress("survey", min(begin + step, numbers.stop) - 1, numbers.stop - 1)
 
-    def sampled(self, subjects: Sequence[Subject]) -> None:
+    def sampled(self, subjects: Sequence[Subject], count: int) -> None:
         """Put all subjects to a sample for distributions alone: independent regimes, few shapes."""
         regimes = sorted(r.name for r in REGIMES.values() if r.independent)
         plain = (MaskRecipe(), MaskRecipe(causal=True))
         cases = [
             Case(B=1, H=2, HK=1, M=M, N=M, D=(16, 64)[n % 2], dtype=PROFILES["quick"].dtypes[n // 2 % 2],
                  regime=regimes[n // 4 % len(regimes)], seed=self.seed + n, mask=plain[n % 3 == 0])
-            for n in range(SAMPLE) for M in [(96, 65, 128, 33)[n // 16 % 4]]
+            for n in range(count) for M in [(96, 65, 128, 33)[n // 16 % 4]]
         ]  # fmt: skip
         specs = tuple(s.spec for s in subjects)
         for s in subjects:
@@ -204,9 +237,9 @@ class Trial:
         for task, results in self._tried([Task(n, c, specs, thorough=False) for n, c in enumerate(cases, start=1)]):
             for subject, result in zip(subjects, results, strict=True):
                 subject.rows += result.rows
-            self.progress("sample", task.number, SAMPLE)
+            self.progress("sample", task.number, count)
         for subject in subjects:
-            self._look(subject, phase="sample")
+            self._look(subject, "sample", count)
             subject.worst = _worst(subject.rows)
 
     def surveyed_clean(self, subjects: Sequence[Subject], count: int) -> None:
@@ -238,9 +271,9 @@ class Trial:
             ]
             yield task, one_by_one
 
-    def _look(self, subject: Subject, phase: Phase = "survey") -> None:
+    def _look(self, subject: Subject, phase: Phase = "survey", count: int | None = None) -> None:
         """What the distributions say by now."""
-        number = subject.cases if phase == "survey" else SAMPLE
+        number = subject.cases if count is None else count
         for check in judge(subject.rows, self.budgets, subject.spec).failed:
             subject.found(check.name, check.tensor, phase, number, check.detail)
 
@@ -283,16 +316,17 @@ def mutants_tried(
     subjects = [Subject(m.name, f"mutant:{m.name}") for m in chosen]
     trial = Trial(pool, load_budgets(), seed, progress)
     if quick:
-        trial.surveyed(subjects, range(1, 13), thorough=0, keep_killed=False, step=2)
-        trial.surveyed(_alive(subjects), range(1, 25), thorough=24, keep_killed=False, step=6)
-        trial.sampled(_alive(subjects))
+        trial.surveyed(subjects, range(1, 17), thorough=0, keep_killed=False, step=2)
+        trial.surveyed(_alive(subjects), range(1, 17), thorough=16, keep_killed=False, step=4)  # translated already
+        trial.surveyed(_alive(subjects), range(17, 25), thorough=24, keep_killed=False, step=4)
+        trial.sampled(_alive(subjects), SAMPLE // 2)
         trial.solved(_alive(subjects), quick=True)
     else:
         trial.surveyed(subjects, range(1, THOROUGH + 1), thorough=THOROUGH, keep_killed=True)
         late = [s for s in subjects if s.first("survey") is None]
         trial.surveyed(late, range(THOROUGH + 1, LONGEST + 1), thorough=2 * THOROUGH, keep_killed=False)
         trial.solved(subjects, quick=True)
-        trial.sampled(subjects)
+        trial.sampled(subjects, SAMPLE)
         trial = replace(trial, profile="ci")
         trial.surveyed(_alive(subjects), range(1, LONGEST + 1), thorough=2 * THOROUGH, keep_killed=False)
     return [
@@ -306,6 +340,26 @@ def mutants_tried(
 
 def _alive(subjects: Sequence[Subject]) -> list[Subject]:
     return [s for s in subjects if not s.kills]
+
+
+def peers_asked(pool: Pool, mutants: Sequence[MutantResult], progress: Progress) -> list[MutantResult]:
+    """The mutants with the peers that accept them, and with when the hunt alone finds them."""
+    found = []
+    specs = [f"mutant:{m.name}" for m in mutants]
+    asked = zip(mutants, pool.calls(accepted_by, specs), pool.calls(hunted, specs), strict=True)
+    for n, (mutant, (_, names), (_, count)) in enumerate(asked, start=1):
+        peers = () if isinstance(names, LostError) else names
+        hunted_after = 1 if isinstance(count, LostError) else count
+        found.append(mutant.model_copy(update={"accepted_by": peers, "hunted": hunted_after}))
+        progress("peers", n, len(mutants))
+    return found
+
+
+def rules() -> list[PeerRule]:
+    """The peers, in words."""
+    return [
+        PeerRule(name=p.name, source=p.source, tensors=tuple(p.criterion), differs=p.differs) for p in PEERS.values()
+    ]
 
 
 def clean_tried(pool: Pool, seed: int, progress: Progress, *, cases: int, exact: bool) -> list[CleanResult]:

@@ -72,7 +72,7 @@ def lengths_up_to(limit: int) -> tuple[int, ...]:
 def survey(implementation: Implementation, profile: Profile, seed: int, *, count: int | None = None) -> Iterator[Case]:
     """The cases of a survey, all of them within what the implementation's signature takes."""
     total = profile.survey if count is None else count
-    regimes = _Cycle(_weighted_regimes(), seed, "regime")
+    regimes = _Cycle(_weighted_regimes(), seed, "regime", first=[r.name for r in REGIMES.values() if not r.independent])
     # what a template needs shows when M != N; a template the implementation never takes is left out beforehand
     masks = _Cycle([m for m in mask_templates() if _takes(implementation, m)], seed, "mask")
     dtypes = _Cycle(profile.dtypes, seed, "dtype")
@@ -90,14 +90,20 @@ def _weighted_regimes() -> list[str]:
 
 
 class _Cycle:
-    """Item i of an endless sequence of shuffled rounds through `items`."""
+    """Item i of an endless sequence: those of `first`, shuffled, then shuffled rounds through `items`.
 
-    def __init__(self, items: Sequence[Any], seed: int, name: str) -> None:
+    What is built to break kernels comes first: most faults are found there, and soon.
+    """
+
+    def __init__(self, items: Sequence[Any], seed: int, name: str, *, first: Sequence[Any] = ()) -> None:
         self._items, self._seed, self._name = items, seed, name
         self._round, self._order = -1, list(items)
+        self._first = shuffled(first, Draws(seed, name, "first"))
 
     def __getitem__(self, i: int) -> Any:
-        turn, place = divmod(i, len(self._items))
+        if i < len(self._first):
+            return self._first[i]
+        turn, place = divmod(i - len(self._first), len(self._items))
         if turn != self._round:
             self._round, self._order = turn, shuffled(self._items, Draws(self._seed, self._name, turn))
         return self._order[place]
