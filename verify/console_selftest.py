@@ -31,6 +31,10 @@ def print_selftest(out: Console, result: SelfTest, said: Sequence[str]) -> None:
     if total and not any(c.alarms for c in result.clean):
         out.print(f"no alarm in {total:,} cases of clean kernels: less than {3 / total:.2g} per case at 95 %")
     firsts = [n for m in result.mutants if (n := m.first("survey")) is not None]
+    if not result.mutants:
+        for line in said:
+            out.print(f"[red]FAIL[/] {escape(line)}")
+        return
     killed = len(result.mutants) - len(result.survivors())
     out.print(
         f"{killed} of {len(result.mutants)} mutants killed, {sum(m.subtle for m in result.mutants)} of them subtle "
