@@ -6,9 +6,9 @@ printed: so the summary is cut, and the annotations are few and worst first.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
+from .markdown import block, inline, table
 from .record import Check, Finding, Run
 from .words import clip, count, duration, encodable, meaning, plural, sentence, worst_first
 
@@ -28,21 +28,21 @@ def summary(run: Run) -> str:
     """Verdict, the three answers, the checks, the worst findings with their replay commands."""
     blocks = [*_head(run), _checks(run.verdict.checks), *_findings(run.findings)]
     if run.verdict.not_covered:
-        items = "\n".join(f"- {_inline(item)}" for item in run.verdict.not_covered[:50])
+        items = "\n".join(f"- {inline(item)}" for item in run.verdict.not_covered[:50])
         blocks.append(f"<details><summary>Not covered</summary>\n\n{items}\n\n</details>")
     text = ""
-    for block in map(encodable, filter(None, blocks)):
-        if len((text + block).encode()) > MAX_BYTES:
+    for part in map(encodable, filter(None, blocks)):
+        if len((text + part).encode()) > MAX_BYTES:
             return text + "\nThe rest does not fit here: see the report.\n"
-        text += block + "\n\n"
+        text += part + "\n\n"
     return text
 
 
 def _head(run: Run) -> Iterable[str]:
     verdict, exactness = run.verdict, run.verdict.exactness
     word = verdict.verdict.replace("-", " ") if run.judged else "not judged"
-    yield f"## {_SIGNS.get(word, '➖')} flashproof {_inline(run.manifest.implementation)}: {word}"
-    yield _inline(verdict.sentence)
+    yield f"## {_SIGNS.get(word, '➖')} flashproof {inline(run.manifest.implementation)}: {word}"
+    yield inline(verdict.sentence)
     if run.manifest.interrupted or not run.judged:
         yield "**The run was interrupted: these results are partial.**"
     answers = (
@@ -50,15 +50,15 @@ def _head(run: Run) -> Iterable[str]:
         ("bitwise", exactness.bitwise),
         ("accuracy", exactness.accuracy),
     )
-    yield _table(
+    yield table(
         ("exact?", "answer", "evidence"),
-        ((name, f"{_SIGNS.get(a.status, '➖')} {_inline(a.status)}", _inline(a.evidence)) for name, a in answers),
+        ((name, f"{_SIGNS.get(a.status, '➖')} {inline(a.status)}", inline(a.evidence)) for name, a in answers),
     )
     counts = verdict.counts
     yield (
         f"{plural(counts.cases, 'case')} ({count(counts.survey)} survey, {count(counts.hunt)} hunt) in "
-        f"{duration(verdict.seconds)}, profile {_inline(run.manifest.profile)}, "
-        f"{_inline(run.manifest.device)}."
+        f"{duration(verdict.seconds)}, profile {inline(run.manifest.profile)}, "
+        f"{inline(run.manifest.device)}."
     )
 
 
@@ -68,15 +68,15 @@ def _checks(checks: Iterable[Check]) -> str:
     rows = (
         (
             f"{_SIGNS.get(c.status, '➖')} {c.status}",
-            _inline(c.name),
+            inline(c.name),
             c.tensor or "all",
             count(c.n),
-            _inline(c.detail),
+            inline(c.detail),
         )
         for c in ranked[:_CHECKS]
     )
-    table = _table(("", "check", "tensor", "cases", "detail"), rows) if ranked else "No check was made."
-    return table + (f"\n\nand {count(len(ranked) - _CHECKS)} more." if len(ranked) > _CHECKS else "")
+    made = table(("", "check", "tensor", "cases", "detail"), rows) if ranked else "No check was made."
+    return made + (f"\n\nand {count(len(ranked) - _CHECKS)} more." if len(ranked) > _CHECKS else "")
 
 
 def _findings(findings: Iterable[Finding]) -> Iterable[str]:
@@ -84,10 +84,10 @@ def _findings(findings: Iterable[Finding]) -> Iterable[str]:
     if ranked:
         yield "### Findings"
     for f in ranked[:_FINDINGS]:
-        what = f"**{_inline(f.check)}**" + (f" of `{f.tensor}`" if f.tensor else "")
-        line = f"{what}: {_inline(sentence(f))}"
+        what = f"**{inline(f.check)}**" + (f" of `{f.tensor}`" if f.tensor else "")
+        line = f"{what}: {inline(sentence(f))}"
         said = meaning(f.check, f.detail)
-        yield f"{line}\n\n{said + chr(10) * 2 if said else ''}{_block(f.replay)}"
+        yield f"{line}\n\n{said + chr(10) * 2 if said else ''}{block(f.replay)}"
     if len(ranked) > _FINDINGS:
         yield f"{plural(len(ranked) - _FINDINGS, 'more finding')} in the report."
 
@@ -117,26 +117,3 @@ def _annotation(title: str, message: str) -> str:
     escaped = encodable(clip(message, 3000)).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     name = encodable(clip(f"flashproof: {title}", 200)).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     return f"::error title={name.replace(':', '%3A').replace(',', '%2C')}::{escaped}"
-
-
-# ------------------------------------------------------------------------------------------------- Markdown
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    names = list(head)
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _inline(text: str) -> str:
-    """Text from a record as one line of Markdown that stays text: no markup, no table or line break."""
-    line = " ".join(clip(text, 1000).split())
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]|#~@])", r"\\\1", line)
-
-
-def _block(text: str) -> str:
-    """A fenced block whose fence is longer than any run of backticks in it."""
-    body = clip(text, 4000)
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", body)), default=0))
-    return f"{fence}sh\n{body}\n{fence}"

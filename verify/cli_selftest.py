@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ _folder = click.Path(path_type=Path, file_okay=False)
 @click.option("--without", default=None, metavar="CHECK", help="Judge as if there were no such check.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=None, help="Processes. [default: one per core]")
-@click.option("--out", type=_folder, default=None, help="Folder for selftest.json and selftest.html.")
+@click.option("--out", type=_folder, default=None, help="Folder for selftest.json, .html and .md.")
 @click.option("--show", default=None, metavar="NAME", help="Print a mutant's difference from the kernel, and stop.")
 @click.option("--write", "target", type=_folder, default=None, help="Write every mutant as a kernel file, and stop.")
 def selftest(
@@ -65,6 +66,8 @@ def selftest(
 
     if without is not None and without not in GATES:
         raise UsageError(f"no check {without!r}; the gate has {', '.join(GATES)}")
+    if out is not None:
+        _made(out)
     console = Console()
     with console.progress() as progress:
         result = _tried(quick or only_clean, None if only_clean else names, clean_cases, seed, workers or os.cpu_count() or 1, progress)
@@ -108,8 +111,8 @@ def _tried(
         pool.stop()
     return SelfTest(
         created=datetime.now(UTC).isoformat(timespec="seconds"), command=command_line(), seed=seed, quick=quick,
-        seconds=round(time.perf_counter() - start, 1), gates=GATES, mutants=tuple(mutants), clean=tuple(clean), peers=tuple(rules()),
-        versions={n: version(n) for n in ("flashproof", "torch", "triton")},
+        seconds=round(time.perf_counter() - start, 1), gates=GATES, mutants=tuple(mutants), clean=tuple(clean),
+        peers=tuple(rules()), versions={n: version(n) for n in ("flashproof", "torch", "triton")},
     )  # fmt: skip
 
 
@@ -128,9 +131,24 @@ def _written(target: Path) -> int:
 
 def _recorded(out: Path, result: SelfTest) -> None:
     from ..reports.record import write_json_atomic
+    from ..reports.rows import replace_atomic
+    from ..reports.selftest_page import markdown, render
 
     try:
-        out.mkdir(parents=True, exist_ok=True)
         write_json_atomic(out / "selftest.json", result)
+        for name, text in (("selftest.html", render(result)), ("selftest.md", markdown(result))):
+            replace_atomic(out / name, partial(_fill, text))
+    except OSError as e:
+        raise UsageError(f"{out} cannot be written to ({e.strerror or e})") from e
+
+
+def _fill(text: str, part: Path) -> None:
+    part.write_text(text, encoding="utf-8")
+
+
+def _made(out: Path) -> None:
+    """The folder; before the mutants are tried, for that takes long."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UsageError(f"{out} cannot be written to ({e.strerror or e})") from e
