@@ -40,8 +40,8 @@ _folder = click.Path(path_type=Path, file_okay=False)
 @click.option("--show", default=None, metavar="NAME", help="Print a mutant's difference from the kernel, and stop.")
 @click.option("--write", "target", type=_folder, default=None, help="Write every mutant as a kernel file, and stop.")
 def selftest(
-    quick: bool, names: tuple[str, ...], clean_cases: int | None, only_clean: bool, without: str | None, seed: int, workers: int | None,
-    out: Path | None, show: str | None, target: Path | None,
+    quick: bool, names: tuple[str, ...], clean_cases: int | None, only_clean: bool, without: str | None, seed: int,
+    workers: int | None, out: Path | None, show: str | None, target: Path | None,
 ) -> None:  # fmt: skip
     """Deliberate faults of the bundled kernels must fail the gate, and kernels that are right must pass it.
 
@@ -70,7 +70,14 @@ def selftest(
         _made(out)
     console = Console()
     with console.progress() as progress:
-        result = _tried(quick or only_clean, None if only_clean else names, clean_cases, seed, workers or os.cpu_count() or 1, progress)
+        result = _tried(
+            quick or only_clean,
+            None if only_clean else names,
+            clean_cases,
+            seed,
+            workers or os.cpu_count() or 1,
+            progress,
+        )
     if without is not None:
         result = without_check(result, without)
     if out is not None:

@@ -30,6 +30,8 @@ from .invariances import Twin, twins
 from .regimes import REGIMES
 from .storing import stores_scores
 
+#: a sum as large as this has no bit that depends on terms below the normal numbers of fp32
+_SUBNORMAL_COUNTS = 2.0**-96
 _HERE = str(Path(__file__).parent)
 
 
@@ -223,7 +225,7 @@ def _judge(
     return row, [_finite(name, value, truth, bound), _bounded(name, value, truth, bound, ratio, index)]
 
 
-def _slope(name: str, value: Tensor, known: Reference) -> dict[str, float]:
+def _slope(name: str, value: Tensor, known: Reference) -> dict[str, Any]:
     """The component of the error along the direction of a systematic one, in units that make cases comparable."""
     if name not in known.direction or not known.natural_scale[name]:
         return {}
@@ -331,8 +333,8 @@ def _related(
 
 
 def _equal(name: str, value: Tensor, first: Tensor) -> Check:
-    """Equality of numbers, where they are normal: subnormal ones round differently in other units."""
-    smallest = 4 * torch.finfo(first.dtype).tiny
+    """Equality of numbers: subnormal ones, and sums in which those of fp32 count, round differently in other units."""
+    smallest = max(4 * torch.finfo(first.dtype).tiny, _SUBNORMAL_COUNTS)
     a, b = value.double(), first.double()
     normal = torch.maximum(a.abs(), b.abs()) >= smallest
     n = int(((a != b) & normal & torch.isfinite(b)).count_nonzero())

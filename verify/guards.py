@@ -25,7 +25,9 @@ _CONFLICTS = Tracked(uninitialised=False, outside=False, unwritten=False, descri
 #: torch's switches for poisoned allocations; the module replaces itself at import, which type checkers cannot follow
 deterministic: Any = torch.utils.deterministic
 _EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"})
-_CANARY = 0x6B  # every byte: fp16 3798, bf16 and fp32 2.8e26, integers 107 or large
+#: what memory holds in turn, four bytes each: a number that could be one of the kernel's own (fp16 0.90, bf16 and fp32
+#: 0.0029), and one that is larger than all of them (3798; 2.8e26)
+_CANARY = torch.tensor([0x3B] * 4 + [0x6B] * 4, dtype=torch.uint8)
 
 
 def run(implementation: Implementation, case: Case, inputs: Inputs) -> Outputs:
@@ -68,7 +70,8 @@ class _Filling(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         if func.overloadpacket.__name__ in _EMPTY and out.untyped_storage().nbytes():
-            _bytes(out).fill_(_CANARY)
+            held = _bytes(out)
+            held.copy_(_CANARY.to(out.device).repeat(-(-len(held) // len(_CANARY)))[: len(held)])
         return out
 
 

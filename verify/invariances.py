@@ -8,7 +8,7 @@ bound.  A relation that does not apply to a case gives None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,7 +38,7 @@ class Twin:
 
     case: Case
     inputs: Inputs
-    read: dict[str, View]
+    read: Mapping[str, View]
     part: View = _same  # of the original's tensor [B, H, M, ...] that the twin has an answer for
     bits: frozenset[str] = frozenset()
     gradients: tuple[str, ...] = GRADIENTS  # what is differentiated for
@@ -155,7 +155,7 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
 
     def groups(x: Tensor, axis: int) -> Tensor:
         """The order within a group stays: it is that in which gradients are summed."""
-        return x.unflatten(axis, (case.HK, -1)).flip(axis - 1).flatten(axis - 1, axis)
+        return torch.unflatten(x, axis, (case.HK, -1)).flip(axis - 1).flatten(axis - 1, axis)
 
     def reverse(x: Tensor) -> Tensor:
         return groups(x.flip(0).movedim(1, -1), -1).movedim(-1, 1)
@@ -217,7 +217,7 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
         return None
     visible, _ = inputs.mask.rows(0, case.M, case.M, case.N, inputs.q.device)
     seen = visible.expand(case.B, case.H, case.M, case.N).any(2)  # [B, H, N]
-    hidden = ~seen.unflatten(1, (case.HK, case.H // case.HK)).any(2)  # [B, HK, N]
+    hidden = ~torch.unflatten(seen, 1, (case.HK, case.H // case.HK)).any(2)  # [B, HK, N]
     if not hidden.any():
         return None
     where = hidden[..., None]

@@ -24,6 +24,7 @@ from .budgets import load as load_budgets
 from .case import Case, MaskRecipe
 from .evaluate import Attempt, Posed, Result, attempt, evaluate, judged, pose, without_result
 from .exact import problems, solve
+from .guards import checksums, inputs_unchanged
 from .hunt import hunt
 from .implementation import Implementation
 from .judge import CASE_CHECKS, judge
@@ -37,7 +38,7 @@ from .settings import Progress
 from .survey import survey
 
 THOROUGH = 32  # cases on which kernels are also run again, alone, without gradients, on twins
-SAMPLE = 128  # further cases that every kernel meets, for distributions alone
+SAMPLE = 96  # further cases that every kernel meets, for distributions alone
 LONGEST = 1000
 HUNT = 40  # examples per dtype that the hunt has to find a mutant
 QUICK_SHARE = 0.9  # of the mutants that a quick selftest must kill
@@ -134,7 +135,9 @@ def try_all(base: Implementation, device: str, task: Task) -> list[Result]:
         posed = pose(case, base, device, stores_scores=False) if posed is None else posed
         outcome = attempt(case, posed.inputs, implementation, "survey", start)
         if isinstance(outcome, Attempt):
+            before = checksums(posed.inputs)
             outcome = judged(posed, outcome, implementation, "survey", start, thorough=task.thorough)
+            inputs_unchanged(before, posed.inputs)  # puts them back for the next kernel
         results.append(outcome)
     return results
 
@@ -227,9 +230,9 @@ class Trial:
         regimes = sorted(r.name for r in REGIMES.values() if r.independent)
         plain = (MaskRecipe(), MaskRecipe(causal=True))
         cases = [
-            Case(B=1, H=2, HK=1, M=M, N=M, D=(16, 64)[n % 2], dtype=PROFILES["quick"].dtypes[n // 2 % 2],
+            Case(B=1, H=2, HK=1, M=M, N=M, D=(16, 32)[n % 2], dtype=PROFILES["quick"].dtypes[n // 2 % 2],
                  regime=regimes[n // 4 % len(regimes)], seed=self.seed + n, mask=plain[n % 3 == 0])
-            for n in range(count) for M in [(96, 65, 128, 33)[n // 16 % 4]]
+            for n in range(count) for M in [(64, 65, 96, 33)[n // 16 % 4]]
         ]  # fmt: skip
         specs = tuple(s.spec for s in subjects)
         for s in subjects:
@@ -357,9 +360,8 @@ def peers_asked(pool: Pool, mutants: Sequence[MutantResult], progress: Progress)
 
 def rules() -> list[PeerRule]:
     """The peers, in words."""
-    return [
-        PeerRule(name=p.name, source=p.source, tensors=tuple(p.criterion), differs=p.differs) for p in PEERS.values()
-    ]
+    said = (dict(name=p.name, source=p.source, differs=p.differs, tensors=tuple(p.criterion)) for p in PEERS.values())
+    return [PeerRule.model_validate(rule) for rule in said]
 
 
 def clean_tried(pool: Pool, seed: int, progress: Progress, *, cases: int, exact: bool) -> list[CleanResult]:

@@ -42,8 +42,8 @@ _ALL = (
         source="Dao-AILab/flash-attention tests/test_flash_attn.py: test_flash_attn_output, test_flash_attn_causal",
         reference=FP32_ROUNDED, low=EAGER_SCALED_KEYS, distribution=_every(normal()),
         shapes=(
-            Problem("fp16", 1, 2, 2, 113, 203, 59),
-            Problem("bf16", 1, 2, 1, 128, 217, 64, window=(40, 25), alignment="bottom-right", layout="bshd"),
+            Problem("fp16", 2, 2, 2, 113, 203, 59),
+            Problem("bf16", 1, 6, 2, 128, 217, 64, window=(40, 25), alignment="bottom-right", layout="bshd"),
             Problem("fp16", 1, 2, 2, 256, 127, 64, causal=True, alignment="bottom-right", layout="bshd"),
         ),
         criterion={
@@ -52,32 +52,32 @@ _ALL = (
             "dk": flash_attention(3.0, causal=(2.0, 1e-5)),
             "dv": flash_attention(3.0, causal=(2.0, 1e-5)),
         },
-        differs="batch 4 to 1, heads 6 to 2, lengths to 256; no dropout, ALiBi, varlen, KV cache, nor 250 reruns",
+        differs="batch 4 to 2 and 1, heads 6 to 2, lengths to 256; no dropout, ALiBi, varlen, KV cache, nor reruns",
     ),
     Peer(
         name="FlashAttention 3/4",
         source="Dao-AILab/flash-attention hopper/test_flash_attn.py, tests/cute: test_flash_attn_output",
         reference=FP32_ROUNDED, low=EAGER_SCALED_KEYS, distribution=_every(normal()),
         shapes=(
-            Problem("bf16", 1, 2, 1, 113, 203, 64, layout="bshd"),
+            Problem("bf16", 2, 6, 2, 113, 203, 64, layout="bshd"),
             Problem("bf16", 1, 2, 2, 256, 256, 128, causal=True, layout="bshd"),
             Problem("fp16", 1, 2, 2, 128, 192, 64, window=(60, 20), alignment="bottom-right", layout="bshd"),
         ),
         criterion={"out": flash_attention_3(2.0), "lse": not_nan, "dq": flash_attention_3(2.0),
                    "dk": flash_attention_3(2.0), "dv": flash_attention_3(2.0)},
-        differs="batch 9 to 1, heads 6 to 2, lengths to 256; no softcap, FP8, split KV, varlen, paging, nor reruns",
+        differs="batch 9 to 2 and 1, heads 6 to 2, lengths to 256; no softcap, FP8, split KV, varlen, nor reruns",
     ),
     Peer(
         name="PyTorch SDPA",
         source="pytorch/pytorch test/test_transformers.py: _check_equal, test_flash_attention_vs_math_ref_grads (CUDA)",
         reference=FP32, low=UPCAST, distribution=_every(uniform(0, 1)),
         shapes=(
-            Problem("fp16", 1, 2, 2, 143, 256, 64, scale=1 / 64),
+            Problem("fp16", 2, 2, 2, 143, 256, 64, scale=1 / 64),
             Problem("bf16", 1, 2, 2, 256, 256, 72, causal=True),
             Problem("bf16", 1, 4, 2, 64, 128, 32),
         ),
         criterion={"out": pytorch(4), "dq": pytorch(180), "dk": pytorch(16), "dv": pytorch(4)},
-        differs="batch and heads to 1 and 2, lengths 2048 to 256; CUDA's fudge factors, not ROCm's (up to 1550)",
+        differs="batch 8 to 2 and 1, heads to 2 and 4, lengths to 256; CUDA's fudge factors, not ROCm's (up to 1550)",
     ),
     Peer(
         name="FlexAttention",
@@ -86,13 +86,13 @@ _ALL = (
         low=Arithmetic("the same dtype, softmax in fp32", None, scaled="cast", softmax=torch.float32),
         distribution=_every(normal()),
         shapes=(
-            Problem("fp16", 1, 2, 2, 256, 256, 64, causal=True),
+            Problem("fp16", 2, 2, 2, 256, 256, 64, causal=True),
             Problem("bf16", 1, 4, 2, 256, 256, 64),
             Problem("fp16", 1, 2, 2, 255, 255, 64, causal=True),
         ),
         criterion={"out": flex_mean(1.1), "lse": allclose(2e-2, 2e-2, base=math.log(2)), "dq": flex_mean(1.1),
                    "dk": flex_mean(1.1), "dv": flex_mean(1.1)},
-        differs="batch 4, heads 8, length 2048 to 1, 2 and 256; causal and no mask are the only score modifications. "
+        differs="batch 4, heads 8, length 2048 to 2, 2 and 256; causal and no mask are the only score modifications. "
         "The current rule, assert_close of the two mean errors; it used to be compiled > 1.1 * eager",
     ),
     Peer(
@@ -101,12 +101,12 @@ _ALL = (
         reference=FP32, low=Arithmetic("the same dtype, no upcast", None, scaled="both"),
         distribution=_every(uniform(0, 1)),
         shapes=(
-            Problem("fp16", 1, 2, 2, 113, 251, 64, scale=1.2),
+            Problem("fp16", 2, 2, 2, 113, 251, 64, scale=1.2),
             Problem("bf16", 1, 2, 2, 251, 251, 72, causal=True, scale=1.2, layout="bshd"),
-            Problem("fp16", 1, 2, 1, 64, 128, 21, scale=1.2),
+            Problem("fp16", 1, 4, 2, 64, 128, 21, scale=1.2),
         ),
         criterion={"out": pytorch(3), "dq": pytorch(148), "dk": pytorch(48), "dv": pytorch(36)},
-        differs="lengths to 251, heads to 2; the default fudge factors, not the larger ones of single chips; no bias, "
+        differs="lengths to 251, batch, heads to 2; default fudge factors, not the larger ones of single chips; no bias, "
         "dropout, nor recorded differences",
         poisoned=True,
     ),
@@ -135,9 +135,9 @@ _ALL = (
             reference=Arithmetic("the same dtype", None, scaled="product"), low=None,
             distribution=_every(normal(0.1), do=integers(0, 200, 0.001)),
             shapes=(
-                Problem(dtype, 1, 2, 2, 128, 128, 64, layout="packed"),  # type: ignore[arg-type]
+                Problem(dtype, 2, 2, 2, 128, 128, 64, layout="packed"),  # type: ignore[arg-type]
                 Problem(dtype, 1, 2, 2, 256, 256, 128, causal=True, layout="packed"),  # type: ignore[arg-type]
-                Problem(dtype, 1, 2, 1, 128, 256, 64, layout="bshd"),  # type: ignore[arg-type]
+                Problem(dtype, 1, 4, 2, 128, 256, 64, layout="bshd"),  # type: ignore[arg-type]
             ),
             criterion={n: allclose(tolerance, tolerance) for n in ("out", "dq", "dk", "dv")},
             differs="against plain attention in the same dtype, where they compare backends with each other; length "
@@ -150,12 +150,12 @@ _ALL = (
         source="fla-org/flash-linear-attention tests/ops/test_attn.py, fla/utils/_testing.py with FLA_CI_ENV=1",
         reference=FP32_ROUNDED, low=None, distribution=_every(normal()),
         shapes=(
-            Problem("fp16", 1, 1, 1, 63, 63, 64, causal=True, scale=1.0, layout="bshd"),
+            Problem("fp16", 2, 1, 1, 63, 63, 64, causal=True, scale=1.0, layout="bshd"),
             Problem("fp16", 1, 2, 2, 111, 111, 100, causal=True, scale=1.0, layout="bshd"),
-            Problem("fp16", 1, 4, 1, 256, 256, 60, causal=True, scale=0.1, layout="bshd"),
+            Problem("fp16", 1, 4, 2, 256, 256, 60, causal=True, scale=0.1, layout="bshd"),
         ),
         criterion={n: fla_ci(0.005) for n in ("out", "dq", "dk", "dv")},
-        differs="batch 3 to 1, heads 8/2 to 4/1, length 1024 to 256; no gates, sinks, windows, nor varlen",
+        differs="batch 3 to 2 and 1, heads 8/2 to 4/2, length 1024 to 256; no gates, sinks, windows, nor varlen",
         poisoned=True,
     ),
     Peer(
@@ -164,7 +164,7 @@ _ALL = (
         reference=FP32, low=None, distribution=_every(uniform(0, 1)),
         shapes=(
             Problem("fp32", 1, 2, 2, 256, 256, 128, causal=True, scale=1.0),
-            Problem("fp32", 1, 2, 1, 128, 256, 128, scale=1.0),
+            Problem("fp32", 1, 4, 2, 128, 256, 128, scale=1.0),
             Problem("bf16", 1, 2, 2, 256, 128, 128, scale=1.0),
         ),
         criterion={
@@ -190,7 +190,7 @@ _ALL = (
         source="flashinfer-ai/flashinfer tests/attention: single prefill against attention_ref, return_lse",
         reference=FP32_ROUNDED, low=None, distribution=_every(normal()),
         shapes=(
-            Problem("fp16", 1, 2, 1, 63, 127, 128, causal=True, alignment="bottom-right", backward=False),
+            Problem("fp16", 2, 4, 2, 63, 127, 128, causal=True, alignment="bottom-right", backward=False),
             Problem("fp16", 1, 2, 2, 177, 277, 128, backward=False, layout="bshd"),
             Problem("fp16", 1, 4, 1, 7, 31, 64, causal=True, alignment="bottom-right", backward=False, layout="bshd"),
         ),
@@ -218,20 +218,20 @@ _ALL = (
                              softmax=torch.float32),
         low=None, distribution=_every(normal()),
         shapes=(
-            Problem("bf16", 1, 4, 1, 5, 18, 128, causal=True, alignment="bottom-right", backward=False),
+            Problem("bf16", 1, 4, 2, 5, 18, 128, causal=True, alignment="bottom-right", backward=False),
             Problem("bf16", 1, 2, 2, 129, 263, 128, causal=True, window=(63, 0), alignment="bottom-right",
                     backward=False),
             Problem("bf16", 1, 5, 1, 1, 300, 128, causal=True, alignment="bottom-right", backward=False),
         ),
         criterion={"out": allclose(1.5e-2, 1e-2)},
-        differs="one sequence per call, lengths 2011 to 300, heads 8/2 to 4/1; no paging, softcap, nor FP8",
+        differs="one sequence per call, lengths 2011 to 300, heads 8/2 to 4/2; no paging, softcap, nor FP8",
     ),
     Peer(
         name="llama.cpp",
         source="ggml-org/llama.cpp tests/test-backend-ops.cpp: test_flash_attn_ext",
         reference=FP32, low=None, distribution=_every(uniform(-1, 1)),
         shapes=(
-            Problem("fp16", 1, 4, 1, 35, 113, 64, bias=True, backward=False),
+            Problem("fp16", 2, 4, 2, 35, 113, 64, bias=True, backward=False),
             Problem("fp16", 1, 2, 2, 3, 256, 128, backward=False),
             Problem("fp16", 1, 2, 2, 75, 256, 128, bias=True, backward=False),
         ),
