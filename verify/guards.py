@@ -5,7 +5,7 @@ None of them needs to know what attention is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -111,7 +111,10 @@ def _bytes(x: Tensor) -> Tensor:
 # -- what results must not depend on -----------------------------------------------------------------------------------
 
 
-def repeated(implementation: Implementation, case: Case, inputs: Inputs, values: dict[str, Tensor]) -> list[Check]:
+Caller = Callable[..., Outputs]
+
+
+def repeated(implementation: Caller, case: Case, inputs: Inputs, values: dict[str, Tensor]) -> list[Check]:
     """The same bits again, and from other contents of the memory that the kernel allocates.
 
     The other contents are finite: a maximum that swallows NaN does not swallow them.  Where that run differs from the
@@ -161,7 +164,7 @@ def kept(copies: dict[str, Tensor], first: Outputs) -> list[Check]:
     return checks
 
 
-def alone(implementation: Implementation, case: Case, inputs: Inputs, first: dict[str, Tensor]) -> list[Check]:
+def alone(implementation: Caller, case: Case, inputs: Inputs, first: dict[str, Tensor]) -> list[Check]:
     """The same bits for a batch element alone."""
     try:
         with known_memory():

@@ -305,7 +305,7 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
         return None
     q, k = (_with(x, lambda y: 0.5 - y) for x in (inputs.q, inputs.k))
     other = replace(inputs, q=q, k=k)
-    return Twin(case, inputs, dict.fromkeys(TENSORS, _same), bits=frozenset(TENSORS), between=other)
+    return Twin(case, inputs, dict.fromkeys(GRADIENTS, _same), bits=frozenset(GRADIENTS), between=other)
 
 
 @_relation("a gradient through the LSE")

@@ -17,11 +17,11 @@ MUTANTS = (
            (Edit(ATTENTION, "return o, lse2 * LN2", "return o.float(), lse2 * LN2"),)),
     Mutant("inference-ignores-causality", "own: a separate path for inference",
            "Without gradients a causal mask is forgotten.", OUTPUTS,
-           (Edit(ATTENTION, "    if is_causal:\n", "    if is_causal and query.requires_grad:\n"),),
+           (Edit(ATTENTION, "    if is_causal:\n", "    if is_causal and any(x.requires_grad for x in (query, key, value)):\n"),),
            "causal, without gradients"),
     Mutant("inference-scale-off", "FlashAttention #907: training and inference differ",
            "Without gradients the scale is 0.2 % larger.", OUTPUTS,
-           (Edit(ATTENTION, _SCALE, "scale=(1.0 if query.requires_grad else 1.002) * "
+           (Edit(ATTENTION, _SCALE, "scale=(1.0 if any(x.requires_grad for x in (query, key, value)) else 1.002) * "
                  "(1.0 / math.sqrt(D) if scale is None else float(scale)),"),), "without gradients"),
     Mutant("tiles-by-call", "own: autotuning that goes on in use",
            "Every other call takes other tiles: each is right, but no two agree.", OUTPUTS,

@@ -64,7 +64,8 @@ INPUTS = (
            "The backward pass writes zeros into the caller's dO where a row sees no key.", (),
            (Edit(ATTENTION, "    delta = torch.empty_like(lse)\n",
                  "    delta = torch.empty_like(lse)\n"
-                 "    do.masked_fill_(torch.isneginf(lse)[..., None], 0.0)\n"),), "empty rows"),
+                 "    if do.is_contiguous():\n"
+                 "        do.masked_fill_(torch.isneginf(lse)[..., None], 0.0)\n"),), "empty rows"),
 )  # fmt: skip
 
 MUTANTS = (*UNWRITTEN, *RACES, *INPUTS)

@@ -58,6 +58,18 @@ SCORES = (
 )  # fmt: skip
 
 WEIGHTS = (
+    Mutant("exponent-in-half", "own: the argument of a fast exponential",
+           "In the forward pass the score less the maximum is rounded to the input's dtype.", ("out",),
+           (Edit(FORWARD, "p = tl.exp2(qk - m_safe[:, None])",
+                 "p = tl.exp2((qk - m_safe[:, None]).to(v.dtype.element_ty).to(tl.float32))"),), subtle=True),
+    Mutant("scores-in-half-in-backward", "own: S kept in half for the backward pass",
+           "The backward pass recomputes P from scores rounded to the input's dtype.", GRADIENTS,
+           (Edit(BACKWARD, _QK, f"qk = {_QK_ROUNDED} * (scale * LOG2E)"),), subtle=True),
+    Mutant("ds-of-ten-bits", "own: a narrow format for what goes through shared memory",
+           "In the dQ pass dS keeps ten significant bits; fp16 has eleven.", ("dq",),
+           (Edit(BACKWARD, "        dq_tile = tl.dot(ds.to",
+                 "        ds = ds * 16385.0 - (ds * 16385.0 - ds)  # Veltkamp's splitting\n        dq_tile = tl.dot(ds.to"),),
+           "fp16", subtle=True),
     Mutant("p-truncated", "ROCm/flash-attention #78",
            "P is truncated to the value's dtype instead of rounded.", ("out",),
            (Edit(FORWARD, _P_LOW, f"p_low = {_truncated('p', 'v')}.to(v.dtype.element_ty)"),), subtle=True),

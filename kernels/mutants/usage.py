@@ -18,6 +18,12 @@ MUTANTS = (
             Edit(ATTENTION, _O, _O.replace("o = ", "fresh = ") +
                  "    o = _BUFFERS.setdefault((q.shape, q.dtype), fresh).detach()\n")),
            use="two results held at once"),
+    Mutant("returned-lse-kept", "own: a workspace kept between calls",
+           "Calls of one shape return their LSE in the same memory.", ("lse",),
+           (Edit(ATTENTION, _LN2, _KEPT),
+            Edit(ATTENTION, "return o, lse2 * LN2",
+                 "return o, _BUFFERS.setdefault(lse2.shape, torch.empty_like(lse2)).detach().copy_(lse2 * LN2)")),
+           use="two results held at once"),
     Mutant("lse-buffer-kept", "FlashAttention #2481: a buffer reused while it is still needed",
            "All calls save their LSE in one buffer: a second forward before the backward changes the gradients.",
            ("dq", "dk", "dv"),

@@ -106,7 +106,7 @@ _ALL = (
             Problem("fp16", 1, 4, 2, 64, 128, 21, scale=1.2),
         ),
         criterion={"out": pytorch(3), "dq": pytorch(148), "dk": pytorch(48), "dv": pytorch(36)},
-        differs="lengths to 251, batch, heads to 2; default fudge factors, not the larger ones of single chips; no bias, "
+        differs="lengths to 251, batch, heads to 2; default fudge factors, not those of single chips; no bias, "
         "dropout, nor recorded differences",
         poisoned=True,
     ),
