@@ -35,6 +35,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def selftest(session: nox.Session) -> None:
+    """Deliberate faults must fail the gate, right kernels must pass it: `nox -s selftest -- --quick` for a short one."""
+    install(session)
+    session.run("flashproof", "selftest", *(session.posargs or ["--out", "flashproof-selftest"]))
+
+
+@nox.session(default=False)
 @nox.parametrize("triton", ["3.6.0", "3.7.1", "3.8.0", "3.9.0"])
 def tritons(session: nox.Session, triton: str) -> None:
     """Run the interpreter's and the kernels' tests on each supported Triton: `nox -s "tritons(triton='3.9.0')"`."""

@@ -257,4 +257,4 @@ def test_the_upcast_reference_is_torch_s_math_backend():
 def test_inputs_are_the_same_bits_everywhere():
     known = _known(PEERS["TransformerEngine bf16"], 0, 0)
     bits = b"".join(x.contiguous().view(torch.int16).numpy().astype(np.int16).tobytes() for x in (known.q, known.do))
-    assert hashlib.sha256(bits).hexdigest()[:16] == "73316f9b9adfd678"
+    assert hashlib.sha256(bits).hexdigest()[:16] == "91b28c2369bd90df"

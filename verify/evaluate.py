@@ -67,14 +67,14 @@ def pose(case: Case, implementation: Implementation, device: str, *, stores_scor
 
 def evaluate(
     case: Case, implementation: Implementation, phase: str, *, device: str = "cpu", thorough: bool = True,
-    relations: int = 1, statistical: bool = False,
+    relations: int = 1, statistical: bool = False, stores: bool | None = None,
 ) -> Result:  # fmt: skip
     """Run the kernel on a case and judge it.
 
     `thorough` repeats the run (from other memory contents), runs a batch element alone, and so many `relations` of the
     case to twins of it; without it, as in a search for the worst case, the kernel runs once.  `statistical` adds the
     checks of `single`: what a survey asks of a distribution, asked of this case alone, as when a survey's finding is
-    shrunk and replayed.
+    shrunk and replayed.  `stores` says whether the kernel stores its scores, if that is known (`storing`).
     """
     start = time.perf_counter()
     lacking = implementation.lacks(case)
@@ -85,7 +85,8 @@ def evaluate(
     outcome = attempt(case, inputs, implementation, phase, start)
     if isinstance(outcome, Result):
         return outcome
-    known = reference(case, inputs, stores_scores=stores_scores(implementation, device))
+    stores = stores_scores(implementation, device) if stores is None else stores
+    known = reference(case, inputs, stores_scores=stores)
     return judged(
         Posed(case, inputs, known), outcome, implementation, phase, start, thorough=thorough, relations=relations,
         statistical=statistical,

@@ -199,7 +199,9 @@ def replay_line(case: Case, spec: str) -> str:
     return f"flashproof replay {shlex.quote(case.to_json())} {shlex.quote(spec)}"
 
 
-def write_finding(folder: Path, number: int, finding: Finding, implementation: Implementation) -> None:
+def write_finding(
+    folder: Path, number: int, finding: Finding, implementation: Implementation, *, stores_scores: bool
+) -> None:  # fmt: skip
     """`NNN.json` and its standalone script `NNN.py`; what only the interpreter can show has no script."""
     folder.mkdir(exist_ok=True)
     write_json_atomic(folder / f"{number:03d}.json", finding)
@@ -208,4 +210,4 @@ def write_finding(folder: Path, number: int, finding: Finding, implementation: I
     ):  # nothing else has the means to show them
         return
     case = parse_case(json.dumps(finding.case))
-    (folder / f"{number:03d}.py").write_text(script_of(finding, case, implementation))
+    (folder / f"{number:03d}.py").write_text(script_of(finding, case, implementation, stores_scores=stores_scores))

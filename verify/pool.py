@@ -95,6 +95,7 @@ class Pool:
         self._initial = (spec, device, quiet)
         self._restarts = 0
         self._stopped = False
+        self.stores: bool | None = None  # what `evaluate` is told of the function; None: each worker finds out
         self._lock = threading.Lock()
         self._pool = self._started()
 
@@ -140,7 +141,7 @@ class Pool:
             try:
                 while True:
                     while len(pending) < _IN_FLIGHT * self.workers and (case := next(source, None)) is not None:
-                        pending[self._schedule(_evaluate, case, phase, options)] = case
+                        pending[self._schedule(_evaluate, case, phase, options | {"stores": self.stores})] = case
                     if not pending:
                         return
                     done, _ = wait(pending, return_when=FIRST_COMPLETED)

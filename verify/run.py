@@ -40,6 +40,7 @@ from .pool import Pool
 from .problems import LostError, UsageError
 from .profiles import Profile
 from .settings import Progress, Settings
+from .storing import stores_scores
 from .survey import mask_templates, survey
 from .verdict import verdict_of
 
@@ -95,6 +96,7 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
     with ExitStack() as closing:
         try:
             implementation = replace(implementation, has_backward=gradients_of(pool))
+            pool.stores = _stores_scores(pool)
             with ShardWriter(out / "shards" / "main.jsonl") as shard:
                 _Measurement(settings, implementation, pool, results, shard, progress).measure(left_out)
             if "exact" in settings.phases:
@@ -116,7 +118,7 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
             _remove_shards(out)
             raise KeyboardInterrupt
         for number, finding in enumerate(findings, start=1):
-            write_finding(out / "findings", number, finding, implementation)
+            write_finding(out / "findings", number, finding, implementation, stores_scores=bool(pool.stores))
         missing = [*_not_covered(implementation, settings.profile), *left_out]
         judgement = judge(rows, settings.budgets, settings.spec, missing, algebra)
         seconds = time.perf_counter() - start
@@ -139,6 +141,14 @@ def _algebra(settings: Settings, implementation: Implementation, pool: Pool, pro
             except LostError:
                 continue
     return Algebra(comparisons=tuple(comparisons), shares=tuple(shares))
+
+
+def _stores_scores(pool: Pool) -> bool:
+    """Asked once, in a worker, since the function may hang or die there: then it is taken to."""
+    try:
+        return pool.call(stores_scores)
+    except LostError:
+        return True
 
 
 def _remove_shards(out: Path) -> None:

@@ -20,15 +20,14 @@ from .evaluate import in_its_own_layout
 from .expected import reference
 from .implementation import Implementation
 from .inputs import build
-from .storing import stores_scores
 
 
-def script_of(finding: Finding, case: Case, implementation: Implementation) -> str:
-    """The script's text."""
+def script_of(finding: Finding, case: Case, implementation: Implementation, *, stores_scores: bool) -> str:
+    """The script's text; the function itself is not called, for it may hang."""
     inputs = build(in_its_own_layout(case, implementation))
     options = implementation.arguments(case, inputs)
     visible, bias = inputs.mask.rows(0, case.M, case.M, case.N, torch.device("cpu"))
-    known = reference(case, inputs, stores_scores=stores_scores(implementation, "cpu"))
+    known = reference(case, inputs, stores_scores=stores_scores)
     bound, envelope = known.bound.get(finding.tensor or ""), known.envelope.get(finding.tensor or "")
     template = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False

@@ -68,7 +68,8 @@ WEIGHTS = (
     Mutant("ds-of-ten-bits", "own: a narrow format for what goes through shared memory",
            "In the dQ pass dS keeps ten significant bits; fp16 has eleven.", ("dq",),
            (Edit(BACKWARD, "        dq_tile = tl.dot(ds.to",
-                 "        ds = ds * 16385.0 - (ds * 16385.0 - ds)  # Veltkamp's splitting\n        dq_tile = tl.dot(ds.to"),),
+                 "        ds = ds * 16385.0 - (ds * 16385.0 - ds)  # Veltkamp's splitting\n"
+                 "        dq_tile = tl.dot(ds.to"),),
            "fp16", subtle=True),
     Mutant("p-truncated", "ROCm/flash-attention #78",
            "P is truncated to the value's dtype instead of rounded.", ("out",),

@@ -72,8 +72,8 @@ CONSTANTS = (
            "O is divided by the sum + 0.001.", ("out",),
            (Edit(FORWARD, "tl.where(seen, w_i, 1.0)", "tl.where(seen, w_i + 0.001, 1.0)"),)),
     Mutant("small-epsilon-in-the-denominator", "own: a guard against division by 0",
-           "O is divided by the sum + 0.0003: less than half a unit in the last place of fp16.", ("out",),
-           (Edit(FORWARD, "tl.where(seen, w_i, 1.0)", "tl.where(seen, w_i + 0.0003, 1.0)"),), subtle=True),
+           "O is divided by the sum + 0.00015: less than half a unit in the last place of fp16.", ("out",),
+           (Edit(FORWARD, "tl.where(seen, w_i, 1.0)", "tl.where(seen, w_i + 0.00015, 1.0)"),), subtle=True),
 )  # fmt: skip
 
 SCALES = (
