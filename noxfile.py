@@ -36,7 +36,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def selftest(session: nox.Session) -> None:
-    """Deliberate faults must fail the gate, right kernels must pass it: `nox -s selftest -- --quick` for a short one."""
+    """Deliberate faults must fail the gate, right kernels pass it: `nox -s selftest -- --quick` for a short one."""
     install(session)
     session.run("flashproof", "selftest", *(session.posargs or ["--out", "flashproof-selftest"]))
 
