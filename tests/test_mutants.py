@@ -234,7 +234,7 @@ def test_a_gradient_of_the_query_alone():
     assert not same(alone(faulty), alone(sound))
 
 
-@pytest.mark.parametrize("name", ["lse-gradient-ignored", "lse-gradient-negated"])
+@pytest.mark.parametrize("name", ["lse-gradient-ignored"])
 def test_a_gradient_through_the_lse(name):
     sound, faulty = both(name)
     assert same(gradients(faulty, tensors()), gradients(sound, tensors()))

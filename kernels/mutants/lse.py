@@ -15,7 +15,7 @@ MUTANTS = (
            (Edit(ATTENTION, _RETURNED, "return o, lse2 * LN2 + 1e-3"),)),
     Mutant("lse-with-epsilon", "own: a guard against log(0)",
            "The LSE is log2(l + 0.001).", ("lse",),
-           (Edit(FORWARD, "tl.log2(l_i)", "tl.log2(l_i + 1.0e-3)"),), subtle=True),
+           (Edit(FORWARD, "tl.log2(l_i)", "tl.log2(l_i + 1.0e-3)"),)),
     Mutant("lse-of-truncated-weights", "own: one row sum for two purposes",
            "P is truncated, and the LSE formed from its sum: always too small.", OUTPUTS,
            (Edit(FORWARD, "p_low = p.to(v.dtype.element_ty)",
