@@ -37,7 +37,6 @@ class Tiled(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, out, lse, visible, bias)
         ctx.scale, ctx.heads = scale, heads
         ctx.mark_non_differentiable(lse)
-        ctx.mark_non_differentiable(lse)
         return out, lse
 
     @staticmethod
