@@ -261,12 +261,17 @@ RELATED = {
     "flushes": (lambda o, lse, *_: (torch.where(o.abs() < 1e-3, o * 0, o), lse), dict(M=240), "V -> 2V"),
     "flushes q": (
         lambda o, lse, query, *_: (torch.where(query.abs() < 2e-2, o * (1 + 2.0**-7), o), lse), {}, "(q, k)"),
-    "favours a head": (
-        lambda o, lse, *_: (torch.cat([o[:, :1] * (1 + 2.0**-7), o[:, 1:]], 1), lse), dict(HK=2), "reverse order"),
+    "favours an order of heads": (
+        lambda o, lse, query, *_: (o * (1 + 2.0**-6 * float(_smaller_first(query))), lse), dict(HK=2), "reverse order"),
     "looks at hidden keys": (
         lambda o, lse, q, k, v: (o * (1 + 2.0**-7) if v.float().abs().max() > 6 else o, lse),
         dict(mask=MaskRecipe(causal=True), M=20), "hidden"),
 }  # fmt: skip
+
+
+def _smaller_first(x):
+    norms = x.float().square().sum((0, 2, 3))
+    return bool(norms[0] < norms[-1])
 
 
 @pytest.mark.parametrize("fault", RELATED)

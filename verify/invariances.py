@@ -1,9 +1,10 @@
 """Problems whose answer follows from the answer to another: none needs a reference of its own.
 
 Each relation makes a twin of a case (q and k in other units, heads in another order, hidden keys with other contents,
-the last query alone, ...), and says how the twin's results are read as the original's.  Where the two computations are
-the same operation for operation, they must agree to the bit; elsewhere the twin is held to the original's truth and
-bound.  A relation that does not apply to a case gives None.
+the last query alone, ...), and says how the twin's results are read as the original's.  The twin is held to the
+original's truth and bound (with a gradient through the LSE: to its own).  Where memory too is laid out alike and only
+values differ, the two computations are the same operation for operation, and must agree to the bit; not so dq and dk,
+whose sums of dS a library may take in another order.  A relation that does not apply to a case gives None.
 """
 
 from __future__ import annotations
@@ -91,25 +92,20 @@ def _doubled(x: Tensor) -> Tensor:
     return x.double() * 2
 
 
-def _through_scores(case: Case) -> frozenset[str]:
-    """Gradients through dS: in fp16 it is often subnormal, and then rounds differently when doubled."""
-    return frozenset({"dq", "dk"}) if case.dtype != "fp16" else frozenset()
-
-
 @_relation("V -> 2V")
 def _(case: Case, inputs: Inputs) -> Twin | None:
     if (v := _times(inputs.v, 2.0)) is None:
         return None
     read = {"out": _halved, "lse": _same, "dq": _halved, "dk": _halved, "dv": _same}
-    return Twin(case, replace(inputs, v=v), read, bits=frozenset({"out", "lse", "dv"}) | _through_scores(case))
+    return Twin(case, replace(inputs, v=v), read, bits=frozenset({"out", "lse", "dv"}))
 
 
 @_relation("dO -> 2dO")
 def _(case: Case, inputs: Inputs) -> Twin | None:
     if not case.backward or (do := _times(inputs.do, 2.0)) is None:
         return None
-    # in fp16 a partial sum that is stored on the way may be subnormal as well
-    bits = frozenset(GRADIENTS) if case.dtype != "fp16" else frozenset[str]()
+    # in fp16 a partial sum that is stored on the way may be subnormal
+    bits = frozenset({"dv"}) if case.dtype != "fp16" else frozenset[str]()
     return Twin(case, replace(inputs, do=do), dict.fromkeys(GRADIENTS, _halved), bits=bits)
 
 
@@ -120,7 +116,7 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
         return None
     read = {"out": _same, "lse": _same, "dq": _doubled, "dk": _halved, "dv": _same}
     # a kernel that multiplies q or k by the scale in fp16 first may meet subnormal numbers there
-    bits = frozenset(TENSORS) if case.dtype != "fp16" else frozenset[str]()
+    bits = frozenset({"out", "lse", "dv"}) if case.dtype != "fp16" else frozenset[str]()
     return Twin(case, replace(inputs, q=q, k=k), read, bits=bits)
 
 
@@ -167,7 +163,7 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
     lengths = None if m.key_lengths is None else m.key_lengths.flip(0)
     changed = replace(m, allowed=mask(m.allowed), bias=mask(m.bias), key_lengths=lengths)
     q, k, v, do = (_with(x, reverse) for x in (inputs.q, inputs.k, inputs.v, inputs.do))
-    return Twin(case, Inputs(q, k, v, do, changed), dict.fromkeys(TENSORS, reverse), bits=frozenset(TENSORS))
+    return Twin(case, Inputs(q, k, v, do, changed), dict.fromkeys(TENSORS, reverse))
 
 
 def _positional(case: Case) -> bool:
@@ -222,7 +218,7 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
         return None
     where = hidden[..., None]
     k, v = (_with(x, lambda y: torch.where(where, 5.0 - 2.0 * y.clamp(-64.0, 64.0), y)) for x in (inputs.k, inputs.v))
-    return Twin(case, replace(inputs, k=k, v=v), dict.fromkeys(TENSORS, _same), bits=frozenset(TENSORS))
+    return Twin(case, replace(inputs, k=k, v=v), dict.fromkeys(TENSORS, _same), bits=frozenset({"out", "lse"}))
 
 
 @_relation("dO of one query alone")
@@ -305,7 +301,7 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
         return None
     q, k = (_with(x, lambda y: 0.5 - y) for x in (inputs.q, inputs.k))
     other = replace(inputs, q=q, k=k)
-    return Twin(case, inputs, dict.fromkeys(GRADIENTS, _same), bits=frozenset(GRADIENTS), between=other)
+    return Twin(case, inputs, dict.fromkeys(GRADIENTS, _same), bits=frozenset({"dv"}), between=other)
 
 
 @_relation("a gradient through the LSE")
