@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA = 1
 Phase = Literal["survey", "hunt", "exact", "sample"]
+QUICK_SHARE = 0.9  # of the mutants that a quick selftest must kill
 
 
 class _Model(BaseModel):
@@ -41,9 +41,9 @@ class MutantResult(_Model):
         """Its largest error on normal inputs is within twice standard attention's."""
         return self.worst is not None and self.worst <= 2.0
 
-    def killers(self, without: str | None = None) -> set[str]:
-        """The checks that fail, less one."""
-        return {k.check for k in self.kills} - {without}
+    def killers(self) -> set[str]:
+        """The checks that fail."""
+        return {k.check for k in self.kills}
 
     def first(self, phase: Phase) -> int | None:
         """After how many cases of a phase it was found out."""
@@ -84,9 +84,16 @@ class SelfTest(_Model):
     clean: tuple[CleanResult, ...]
     peers: tuple[PeerRule, ...] = ()
 
-    def survivors(self, without: str | None = None) -> list[MutantResult]:
-        """Mutants that no check kills, were one check removed."""
-        return [m for m in self.mutants if not m.killers(without)]
+    def without(self, check: str) -> SelfTest:
+        """The same selftest, were there no such check."""
+        mutants = tuple(
+            m.model_copy(update={"kills": tuple(k for k in m.kills if k.check != check)}) for m in self.mutants
+        )
+        return self.model_copy(update={"mutants": mutants, "gates": tuple(g for g in self.gates if g != check)})
+
+    def survivors(self) -> list[MutantResult]:
+        """Mutants that no check kills."""
+        return [m for m in self.mutants if not m.killers()]
 
     def alone(self) -> dict[str, list[str]]:
         """Per gate, the mutants that only it kills."""

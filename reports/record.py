@@ -27,8 +27,8 @@ from .rows import (
     ShardWriter,
     read_parquet,
     read_shards,
-    replace_atomic,
     write_parquet_atomic,
+    write_text_atomic,
 )
 
 __all__ = [
@@ -341,12 +341,8 @@ def write_json_atomic(path: Path, model: BaseModel) -> None:
     Raises RecordError when the folder cannot be written to.
     """
     text = json.dumps(json.loads(model.model_dump_json(by_alias=True)), indent=2, ensure_ascii=False) + "\n"
-
-    def fill(part: Path) -> None:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
-
     try:
-        replace_atomic(path, fill)
+        write_text_atomic(path, text, errors="backslashreplace")
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise RecordError(f"{path} cannot be written ({reason}): choose another folder") from error

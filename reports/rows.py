@@ -245,7 +245,7 @@ def read_parquet(path: Path) -> tuple[Row, ...]:
 # ---------------------------------------------------------------------------------------------------- atomic
 
 
-def replace_atomic(path: Path, fill: Callable[[Path], None]) -> None:
+def replace_atomic(path: Path, fill: Callable[[Path], object]) -> None:
     """Let `fill` write a temporary file beside `path`, sync it to the disk, and give it its name."""
     part = _temporary(path)
     try:
@@ -255,6 +255,11 @@ def replace_atomic(path: Path, fill: Callable[[Path], None]) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text_atomic(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Write UTF-8: either the whole text is there under its name, or nothing is new."""
+    replace_atomic(path, lambda part: part.write_text(text, encoding="utf-8", errors=errors))
 
 
 def _temporary(path: Path) -> Path:

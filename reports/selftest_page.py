@@ -16,11 +16,10 @@ import jinja2
 from markupsafe import Markup
 
 from . import words
-from .kills import CleanResult, Kill, MutantResult, SelfTest
+from .kills import QUICK_SHARE, CleanResult, Kill, MutantResult, SelfTest
 from .markdown import inline, table
 
 MAX_BYTES = 500_000
-QUICK_SHARE = 0.9  # of the mutants that a quick selftest must kill
 _HERE = Path(__file__).parent
 #: rows of a matrix, and characters of a text: the first that fits into MAX_BYTES is used
 _BUDGETS = ((600, 600), (250, 250), (80, 120), (20, 60))

@@ -359,10 +359,10 @@ def test_dies_in_the_hunt(place: Path) -> None:
 
 
 def test_worker_that_dies_between_two_cases() -> None:
-    from flashproof.verify.case import parse_case
+    from flashproof.verify.case import case_of
     from flashproof.verify.pool import Pool
 
-    case = parse_case(json.dumps(CASE))
+    case = case_of(CASE)
     pool = Pool("kernels.py:attention", "cpu", 1, 60.0)
     try:
         assert pool.one(case, "hunt").status == "ok"

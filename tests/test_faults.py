@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from flashproof.verify.case import parse_case
+from flashproof.verify.case import case_of
 from flashproof.verify.evaluate import evaluate
 from flashproof.verify.loading import load
 
@@ -142,7 +142,7 @@ def fails(case, spec, statistical):
 
 
 def assert_minimal(finding, spec):
-    case = parse_case(json.dumps(finding["case"]))
+    case = case_of(finding["case"])
     statistical = finding["check"] in ("bias", "predictor", "ratio")
     assert fails(case, spec, statistical)
     for name, lowest in (("B", 1), ("M", 0), ("N", 0), ("D", 1)):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from flashproof.kernels.mutants import MUTANTS
 from flashproof.reports.kills import CleanResult, Kill, MutantResult, SelfTest
-from flashproof.verify.cli_selftest import without_check
+from flashproof.verify.gates import GATES
 from flashproof.verify.pool import Pool
-from flashproof.verify.selftest import GATES, LIMIT, mutants_tried, problems_of
+from flashproof.verify.selftest import LIMIT, mutants_tried, problems_of
 
 COMMAND = str(Path(sys.executable).with_name("flashproof"))
 #: per check a mutant that nothing else kills
@@ -64,8 +64,8 @@ def tried():
 def test_without_any_one_check_a_mutant_survives(tried, gate):
     result = selftest(tried.values())
     assert not result.survivors()
-    assert ALONE[gate] in [m.name for m in without_check(result, gate).survivors()]
-    assert problems_of(without_check(result, gate))
+    assert ALONE[gate] in [m.name for m in result.without(gate).survivors()]
+    assert problems_of(result.without(gate))
 
 
 def test_a_survivor_fails_a_selftest():

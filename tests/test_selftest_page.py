@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from flashproof.reports.kills import CleanResult, Kill, MutantResult, PeerRule, SelfTest
-from flashproof.reports.selftest_page import MAX_BYTES, QUICK_SHARE, checks_table, markdown, peers_table, render
+from flashproof.reports.selftest_page import MAX_BYTES, checks_table, markdown, peers_table, render
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -202,12 +202,6 @@ def test_a_quick_selftest_claims_nothing_of_single_checks() -> None:
     assert "| bound | 3 | – |" in checks_table(found)
     assert 'class="verdict bad"' in render(found)  # 4 of 5 are too few
     assert 'class="verdict open"' in render(selftest(*MUTANTS, *MUTANTS, SURVIVOR, quick=True))
-
-
-def test_as_much_must_be_killed_as_the_command_asks_for() -> None:
-    from flashproof.verify import selftest as tried
-
-    assert tried.QUICK_SHARE == QUICK_SHARE
 
 
 def test_a_check_beyond_the_gates_has_a_column() -> None:

@@ -6,7 +6,6 @@ format can tell.  It fails the kernel whose algebra is off by more than `exact.N
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 
@@ -14,7 +13,7 @@ from ..reports.record import Algebra, Answer, Check, Comparison, Finding, Mismat
 from ..reports.record import Tensor as TensorName
 from .attribution import REST
 from .budgets import Budgets
-from .case import Case, parse_case
+from .case import Case, case_of
 from .exact import NEGLIGIBLE
 
 _TENSORS: tuple[TensorName, ...] = ("out", "lse", "dq", "dk", "dv")
@@ -128,7 +127,7 @@ def _wrong_algebra(algebra: Algebra | None, spec: str) -> list[Finding]:
     candidates: list[tuple[int, Comparison, Mismatch]] = []
     for c in algebra.comparisons if algebra is not None else ():
         if c.status == "different":
-            size = parse_case(json.dumps(c.case))
+            size = case_of(c.case)
             candidates += [
                 (size.M * size.N * size.D * size.B * size.H, c, m) for m in c.mismatches if m.deviation > NEGLIGIBLE
             ]
@@ -146,7 +145,7 @@ def _wrong_algebra(algebra: Algebra | None, spec: str) -> list[Finding]:
 
 def replay_line(c: Comparison, spec: str) -> str:
     """The command that shows this comparison again."""
-    case = parse_case(json.dumps(c.case)).to_json()
+    case = case_of(c.case).to_json()
     return f"flashproof exact {shlex.quote(spec)} --case {shlex.quote(case)}"
 
 

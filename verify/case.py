@@ -162,6 +162,15 @@ def parse_case(text: str) -> Case:
         )
     if isinstance(data.get("case"), dict):  # a finding
         data = data["case"]
+    return case_of(data)
+
+
+def case_of(data: dict[str, Any]) -> Case:
+    """A case from the dictionary that a record has of it.
+
+    Raises:
+        UsageError: with what is wrong, in one line.
+    """
     try:
         return _ADAPTER.validate_json(json.dumps(data))
     except ValidationError as e:

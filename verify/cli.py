@@ -159,12 +159,13 @@ def _device(device: str) -> str:
 
 def _write_reports(folder: Path) -> None:
     from ..reports import html, junit, record, summary
+    from ..reports.rows import write_text_atomic
 
     loaded = record.load(folder)
     page = summary.summary(loaded)
-    _replace(folder / "report.html", html.render([loaded]))
-    _replace(folder / "junit.xml", junit.junit(loaded))
-    _replace(folder / "summary.md", page)
+    write_text_atomic(folder / "report.html", html.render([loaded]))
+    write_text_atomic(folder / "junit.xml", junit.junit(loaded))
+    write_text_atomic(folder / "summary.md", page)
     _tell_github(loaded, page)
 
 
@@ -181,15 +182,6 @@ def _tell_github(loaded: Run, page: str) -> None:
                 file.write(page)
         except OSError as e:  # the step's page is a courtesy; the verdict stands without it
             click.echo(f"flashproof: the step's summary cannot be written: {e}", err=True)
-
-
-def _replace(path: Path, text: str) -> None:
-    from ..reports.rows import replace_atomic
-
-    def fill(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
-
-    replace_atomic(path, fill)
 
 
 @cli.command()
@@ -225,11 +217,12 @@ def gate(run_folder: Path, budgets_file: Path | None) -> None:
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Records to one HTML report; several runs stand side by side."""
     from ..reports import html, record
+    from ..reports.rows import write_text_atomic
 
     loaded = [record.load(r) for r in runs]
     target = out or runs[0] / "report.html"
     try:
-        _replace(target, html.render(loaded))
+        write_text_atomic(target, html.render(loaded))
     except OSError as e:
         raise UsageError(f"{target} cannot be written: {e.strerror or e}") from e
     click.echo(str(target))

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +61,8 @@ def selftest(
 
     from .console import Console
     from .console_selftest import print_selftest
-    from .selftest import GATES, problems_of
+    from .gates import GATES
+    from .selftest import problems_of
 
     if without is not None and without not in GATES:
         raise UsageError(f"no check {without!r}; the gate has {', '.join(GATES)}")
@@ -71,28 +71,16 @@ def selftest(
     console = Console()
     with console.progress() as progress:
         result = _tried(
-            quick or only_clean,
-            None if only_clean else names,
-            clean_cases,
-            seed,
-            workers or os.cpu_count() or 1,
+            quick or only_clean, None if only_clean else names, clean_cases, seed, workers or os.cpu_count() or 1,
             progress,
-        )
+        )  # fmt: skip
     if without is not None:
-        result = without_check(result, without)
+        result = result.without(without)
     if out is not None:
         _recorded(out, result)
     said = problems_of(result)
     print_selftest(console.out, result, said)
     sys.exit(FAIL if said else PASS)
-
-
-def without_check(result: SelfTest, check: str) -> SelfTest:
-    """The same selftest, were there no such check."""
-    mutants = tuple(
-        m.model_copy(update={"kills": tuple(k for k in m.kills if k.check != check)}) for m in result.mutants
-    )
-    return result.model_copy(update={"mutants": mutants, "gates": tuple(g for g in result.gates if g != check)})
 
 
 def _tried(
@@ -101,9 +89,10 @@ def _tried(
     from importlib.metadata import version
 
     from ..reports.kills import SelfTest
+    from .gates import GATES
     from .pool import Pool, prepare
     from .run import command_line
-    from .selftest import GATES, LIMIT, clean_tried, mutants_tried, peers_asked, rules
+    from .selftest import LIMIT, clean_tried, mutants_tried, peers_asked, rules
 
     start = time.perf_counter()
     prepare("flash", "cpu")
@@ -119,7 +108,7 @@ def _tried(
     return SelfTest(
         created=datetime.now(UTC).isoformat(timespec="seconds"), command=command_line(), seed=seed, quick=quick,
         seconds=round(time.perf_counter() - start, 1), gates=GATES, mutants=tuple(mutants), clean=tuple(clean),
-        peers=tuple(rules()), versions={n: version(n) for n in ("flashproof", "torch", "triton")},
+        peers=() if quick else tuple(rules()), versions={n: version(n) for n in ("flashproof", "torch", "triton")},
     )  # fmt: skip
 
 
@@ -127,8 +116,8 @@ def _written(target: Path) -> int:
     """Every mutant as a file that a user could have written, for `flashproof verify FILE:attention`."""
     from ..kernels.mutants import MUTANTS, source_of
 
+    _made(target)
     try:
-        target.mkdir(parents=True, exist_ok=True)
         for name, mutant in MUTANTS.items():
             (target / f"{name.replace('-', '_')}.py").write_text(source_of(mutant), encoding="utf-8")
     except OSError as e:
@@ -138,23 +127,19 @@ def _written(target: Path) -> int:
 
 def _recorded(out: Path, result: SelfTest) -> None:
     from ..reports.record import write_json_atomic
-    from ..reports.rows import replace_atomic
+    from ..reports.rows import write_text_atomic
     from ..reports.selftest_page import markdown, render
 
     try:
         write_json_atomic(out / "selftest.json", result)
         for name, text in (("selftest.html", render(result)), ("selftest.md", markdown(result))):
-            replace_atomic(out / name, partial(_fill, text))
+            write_text_atomic(out / name, text)
     except OSError as e:
         raise UsageError(f"{out} cannot be written to ({e.strerror or e})") from e
 
 
-def _fill(text: str, part: Path) -> None:
-    part.write_text(text, encoding="utf-8")
-
-
 def _made(out: Path) -> None:
-    """The folder; before the mutants are tried, for that takes long."""
+    """The folder; before anything that takes long."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:

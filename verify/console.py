@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..reports.record import Algebra, Answer, Comparison, Share, Verdict
-from .case import parse_case
+from .case import case_of
 
 if TYPE_CHECKING:
     from .evaluate import Result
@@ -33,7 +32,7 @@ _MARK = {
 
 
 def _briefly(c: Comparison) -> str:
-    case = parse_case(json.dumps(c.case))
+    case = case_of(c.case)
     heads = f"H{case.H}" if case.H == case.HK else f"H{case.H}/{case.HK}"
     layout = "" if case.layout == "contiguous" else f" {case.layout}"
     return f"{case.dtype} B{case.B} {heads} M{case.M} N{case.N} D{case.D} {case.mask} {case.regime}{layout}"

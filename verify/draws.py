@@ -7,12 +7,14 @@ and `exp`, whose last bits differ between machines; ours use +, -, *, / and sqrt
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
+T = TypeVar("T")
 
 # Wichura 1988, Algorithm AS 241 (PPND16): the normal quantile to about 1e-16
 _CENTRE = (
@@ -89,3 +91,11 @@ class Draws:
     def choice(self, items: Any) -> Any:
         """One element of a sequence."""
         return items[int(self.integers(0, len(items), 1)[0])]
+
+    def shuffled(self, items: Sequence[T]) -> list[T]:
+        """A random order (Fisher and Yates)."""
+        out = list(items)
+        for i in range(len(out) - 1, 0, -1):
+            j = int(self.integers(0, i + 1, 1)[0])
+            out[i], out[j] = out[j], out[i]
+        return out

@@ -76,6 +76,19 @@ def reference(case: Case, inputs: Inputs, *, stores_scores: bool) -> Reference:
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Posed:
+    """A case, its tensors, and all that is known of it without running the kernel."""
+
+    case: Case
+    inputs: Inputs
+    known: Reference
+
+    @classmethod
+    def of(cls, case: Case, inputs: Inputs, *, stores_scores: bool) -> Posed:
+        return cls(case, inputs, reference(case, inputs, stores_scores=stores_scores))
+
+
 def with_lse_gradient(
     case: Case, inputs: Inputs, dlse: Tensor, known: Reference
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip

@@ -6,7 +6,6 @@ the forward pass of the same case is sound (else it repeats the forward's findin
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..reports.record import Finding, Row, write_json_atomic
-from .case import Case, parse_case
+from .case import Case, case_of, parse_case
 from .check import Check
 from .evaluate import Result
 from .expected import MODERATE
@@ -209,5 +208,5 @@ def write_finding(
         finding.check in ("algebra", "accumulators", "invariance") or "ConflictError" in finding.detail
     ):  # nothing else has the means to show them
         return
-    case = parse_case(json.dumps(finding.case))
+    case = case_of(finding.case)
     (folder / f"{number:03d}.py").write_text(script_of(finding, case, implementation, stores_scores=stores_scores))

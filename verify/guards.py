@@ -6,25 +6,25 @@ None of them needs to know what attention is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.utils.deterministic
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..kernels.interpreter import Tracked, installed, interpret
+from ..kernels.interpreter.listening import ALLOCATIONS, Listener
 from .case import Case
 from .check import Check
 from .errors import same_bits
 from .implementation import Implementation, Outputs, describe
 from .inputs import Inputs
+from .storage import storage_of
 
 _CONFLICTS = Tracked(uninitialised=False, outside=False, unwritten=False, descriptors=False)
 #: torch's switches for poisoned allocations; the module replaces itself at import, which type checkers cannot follow
 deterministic: Any = torch.utils.deterministic
-_EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"})
 #: what memory holds in turn, four bytes each: a number that could be one of the kernel's own (fp16 0.90, bf16 and fp32
 #: 0.0029), and one that is larger than all of them (3798; 2.8e26)
 _CANARY = torch.tensor([0x3B] * 4 + [0x6B] * 4, dtype=torch.uint8)
@@ -57,26 +57,15 @@ def known_memory() -> Iterator[None]:
         use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
-class _Filling(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Filling(Listener):
     """Every new tensor of undefined contents holds the canary."""
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: torch would import its compiler, a second of work, to keep it away from what it never sees."""
-        return False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func.overloadpacket.__name__ in _EMPTY and out.untyped_storage().nbytes():
-            held = _bytes(out)
+    def heard(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        out = func(*args, **kwargs)
+        if func.overloadpacket.__name__ in ALLOCATIONS and out.untyped_storage().nbytes():
+            held = storage_of(out, torch.uint8)
             held.copy_(_CANARY.to(out.device).repeat(-(-len(held) // len(_CANARY)))[: len(held)])
         return out
-
-
-def _canaries() -> AbstractContextManager[Any]:
-    return _Filling()  # type: ignore[no-untyped-call]
 
 
 # -- what may only be read ---------------------------------------------------------------------------------------------
@@ -92,20 +81,17 @@ def _readable(inputs: Inputs) -> dict[str, Tensor]:
 
 def checksums(inputs: Inputs) -> dict[str, Tensor]:
     """A copy of every storage that the kernel may read, gaps included."""
-    return {name: _bytes(x).clone() for name, x in _readable(inputs).items()}
+    return {name: storage_of(x, torch.uint8).clone() for name, x in _readable(inputs).items()}
 
 
 def inputs_unchanged(before: dict[str, Tensor], inputs: Inputs) -> Check:
     """Whether the kernel left alone what it may only read; what it changed is put back."""
-    changed = [name for name, x in _readable(inputs).items() if not torch.equal(before[name], _bytes(x))]
+    now = {name: storage_of(x, torch.uint8) for name, x in _readable(inputs).items()}
+    changed = [name for name, x in now.items() if not torch.equal(before[name], x)]
     for name in changed:
-        _bytes(_readable(inputs)[name]).copy_(before[name])
+        now[name].copy_(before[name])
     detail = f"the kernel wrote to its input {', '.join(changed)} (or to the memory around it)" if changed else ""
     return Check("inputs-unchanged", None, not changed, float(len(changed)), 0.0, detail)
-
-
-def _bytes(x: Tensor) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage())
 
 
 # -- what results must not depend on -----------------------------------------------------------------------------------
@@ -124,7 +110,7 @@ def repeated(implementation: Caller, case: Case, inputs: Inputs, values: dict[st
     def again(*, canary: bool) -> dict[str, Tensor]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(case.seed + 1)  # a result that draws random numbers is to draw others
-            with _canaries() if canary else known_memory():
+            with _Filling() if canary else known_memory():
                 return implementation(case, inputs).tensors()
 
     def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, int]:
@@ -138,19 +124,10 @@ def repeated(implementation: Caller, case: Case, inputs: Inputs, values: dict[st
     checks = []
     for name, value in values.items():
         n, memory = same[name], other[name] if not same[name] else 0
-        checks.append(
-            Check(
-                "repeat",
-                name,
-                n == 0,
-                float(n),
-                0.0,
-                f"{n} of {value.numel()} elements of {name} differ between two runs" if n else "",
-            )
-        )
+        size = f"of {value.numel()} elements of {name}"
+        checks.append(Check("repeat", name, n == 0, float(n), 0.0, f"{n} {size} differ between two runs" if n else ""))
         checks.append(Check("memory", name, memory == 0, float(memory), 0.0,
-                            f"{memory} of {value.numel()} elements of {name} depend on what was in memory before"
-                            if memory else ""))  # fmt: skip
+                            f"{memory} {size} depend on what was in memory before" if memory else ""))  # fmt: skip
     return checks
 
 
@@ -169,7 +146,7 @@ def alone(implementation: Caller, case: Case, inputs: Inputs, first: dict[str, T
     try:
         with known_memory():
             result = implementation(case.with_(B=1), inputs.batch(0)).tensors()
-    except Exception as e:  # noqa: BLE001
+    except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)
         return [Check("repeat", None, False, 1.0, 0.0, f"batch element 0 alone raised {describe(e)}")]
     checks = []
     for name, value in first.items():

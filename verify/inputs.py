@@ -15,6 +15,7 @@ from .masking import DTYPES as DTYPES
 from .masking import drawn_mask
 from .problems import UsageError
 from .regimes import REGIMES
+from .storage import placed_like, storage_of
 
 _POISON = float("nan")  # what lies between and beside the elements that a kernel may read
 
@@ -58,9 +59,7 @@ class Inputs:
 
 
 def _moved(x: Tensor, device: torch.device) -> Tensor:
-    storage = torch.empty(0, dtype=x.dtype, device=device)
-    whole = x.as_strided((x.untyped_storage().nbytes() // x.element_size(),), (1,), 0).to(device)
-    return storage.set_(whole.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+    return placed_like(x, storage_of(x).to(device))
 
 
 def build(case: Case) -> Inputs:

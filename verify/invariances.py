@@ -9,43 +9,16 @@ whose sums of dS a library may take in another order.  A relation that does not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..reference.masks import Mask
 from .case import Case
 from .draws import Draws
 from .inputs import Inputs
-
-View = Callable[[Tensor], Tensor]
-TENSORS = ("out", "lse", "dq", "dk", "dv")
-GRADIENTS = ("dq", "dk", "dv")
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Twin:
-    """A problem, and how its results are those of the original.
-
-    read: per tensor, from the twin's to what the original's `part` should be; a tensor without an entry is not compared
-    bits: the tensors of which that holds to the bit (elsewhere: within the original's bound of the truth)
-    """
-
-    case: Case
-    inputs: Inputs
-    read: Mapping[str, View]
-    part: View = _same  # of the original's tensor [B, H, M, ...] that the twin has an answer for
-    bits: frozenset[str] = frozenset()
-    gradients: tuple[str, ...] = GRADIENTS  # what is differentiated for
-    dlse: Tensor | None = None  # a gradient that comes back through the LSE [B, H, M]; truth and bound are then its own
-    between: Inputs | None = None  # what the function is called on between forward and backward
-
+from .twin import GRADIENTS, TENSORS, Twin, on_axis, same, times, with_masks, with_values
 
 Relation = Callable[[Case, Inputs], Twin | None]
 RELATIONS: dict[str, Relation] = {}
@@ -61,27 +34,13 @@ def _relation(name: str) -> Callable[[Relation], Relation]:
 
 def twins(case: Case, inputs: Inputs) -> Iterator[tuple[str, Twin]]:
     """All that apply, in an order drawn from the case's seed."""
-    draws = Draws(case.seed, "relation")
-    names = list(RELATIONS)
-    for i in range(len(names) - 1, 0, -1):
-        j = int(draws.integers(0, i + 1, 1)[0])
-        names[i], names[j] = names[j], names[i]
-    for name in names:
+    for name in Draws(case.seed, "relation").shuffled(list(RELATIONS)):
         twin = RELATIONS[name](case, inputs)
         if twin is not None:
             yield name, twin
 
 
 # -- other units: powers of two commute with every rounding ------------------------------------------------------------
-
-
-def _times(x: Tensor, factor: float) -> Tensor | None:
-    """The tensor times a power of two in the same layout, or None where that is not exact."""
-    storage = torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage())
-    scaled = torch.empty(0, dtype=x.dtype, device=x.device).set_((storage * factor).untyped_storage())
-    out = scaled.as_strided(x.shape, x.stride(), x.storage_offset())
-    exact = torch.equal(out.double(), x.double() * factor) and bool(torch.isfinite(out).all())
-    return out if exact else None
 
 
 def _halved(x: Tensor) -> Tensor:
@@ -94,15 +53,15 @@ def _doubled(x: Tensor) -> Tensor:
 
 @_relation("V -> 2V")
 def _(case: Case, inputs: Inputs) -> Twin | None:
-    if (v := _times(inputs.v, 2.0)) is None:
+    if (v := times(inputs.v, 2.0)) is None:
         return None
-    read = {"out": _halved, "lse": _same, "dq": _halved, "dk": _halved, "dv": _same}
+    read = {"out": _halved, "lse": same, "dq": _halved, "dk": _halved, "dv": same}
     return Twin(case, replace(inputs, v=v), read, bits=frozenset({"out", "lse", "dv"}))
 
 
 @_relation("dO -> 2dO")
 def _(case: Case, inputs: Inputs) -> Twin | None:
-    if not case.backward or (do := _times(inputs.do, 2.0)) is None:
+    if not case.backward or (do := times(inputs.do, 2.0)) is None:
         return None
     # in fp16 a partial sum that is stored on the way may be subnormal
     bits = frozenset({"dv"}) if case.dtype != "fp16" else frozenset[str]()
@@ -111,10 +70,10 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
 
 @_relation("(q, k) -> (2q, k/2)")
 def _(case: Case, inputs: Inputs) -> Twin | None:
-    q, k = _times(inputs.q, 2.0), _times(inputs.k, 0.5)
+    q, k = times(inputs.q, 2.0), times(inputs.k, 0.5)
     if q is None or k is None:
         return None
-    read = {"out": _same, "lse": _same, "dq": _doubled, "dk": _halved, "dv": _same}
+    read = {"out": same, "lse": same, "dq": _doubled, "dk": _halved, "dv": same}
     # a kernel that multiplies q or k by the scale in fp16 first may meet subnormal numbers there
     bits = frozenset({"out", "lse", "dv"}) if case.dtype != "fp16" else frozenset[str]()
     return Twin(case, replace(inputs, q=q, k=k), read, bits=bits)
@@ -126,21 +85,6 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
 def _plain(case: Case) -> bool:
     """No tensor is a view that repeats itself: parts of it can be changed."""
     return case.layout != "expanded"
-
-
-def _with(x: Tensor, change: View) -> Tensor:
-    """The changed values in a storage of their own with the same strides and gaps."""
-    storage = torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage()).clone()
-    out = torch.empty(0, dtype=x.dtype, device=x.device).set_(storage.untyped_storage())
-    out = out.as_strided(x.shape, x.stride(), x.storage_offset())
-    return out.copy_(change(x))
-
-
-def _on_axis(x: Tensor | None, axis: int, change: View) -> Tensor | None:
-    """Change a mask along one of the four axes of [B, H, M, N], if it has that axis and is not broadcast along it."""
-    if x is None or x.dim() < -axis or x.shape[axis] == 1:
-        return x
-    return change(x)
 
 
 @_relation("batch and head groups in reverse order")
@@ -157,12 +101,12 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
         return groups(x.flip(0).movedim(1, -1), -1).movedim(-1, 1)
 
     def mask(x: Tensor | None) -> Tensor | None:
-        x = _on_axis(x, -4, lambda y: y.flip(-4))
-        return _on_axis(x, -3, lambda y: groups(y.movedim(-3, -1), -1).movedim(-1, -3))
+        x = on_axis(x, -4, lambda y: y.flip(-4))
+        return on_axis(x, -3, lambda y: groups(y.movedim(-3, -1), -1).movedim(-1, -3))
 
     lengths = None if m.key_lengths is None else m.key_lengths.flip(0)
-    changed = replace(m, allowed=mask(m.allowed), bias=mask(m.bias), key_lengths=lengths)
-    q, k, v, do = (_with(x, reverse) for x in (inputs.q, inputs.k, inputs.v, inputs.do))
+    changed = replace(with_masks(m, mask), key_lengths=lengths)
+    q, k, v, do = (with_values(x, reverse) for x in (inputs.q, inputs.k, inputs.v, inputs.do))
     return Twin(case, Inputs(q, k, v, do, changed), dict.fromkeys(TENSORS, reverse))
 
 
@@ -170,38 +114,30 @@ def _positional(case: Case) -> bool:
     return case.mask.causal or case.mask.window is not None
 
 
+def _backwards(x: Tensor) -> Tensor:
+    return x.flip(2)
+
+
+def _reversed(case: Case, inputs: Inputs, names: tuple[str, ...], axis: int, along: tuple[str, ...]) -> Twin:
+    """The named inputs and an axis of the masks in reverse; so are the results that lie `along` it."""
+    changed = {n: with_values(getattr(inputs, n), _backwards) for n in names}
+    mask = with_masks(inputs.mask, lambda x: on_axis(x, axis, lambda y: y.flip(axis)))
+    read = {n: _backwards if n in along else same for n in TENSORS}
+    return Twin(case, replace(inputs, **changed, mask=mask), read)
+
+
 @_relation("keys in reverse order")
 def _(case: Case, inputs: Inputs) -> Twin | None:
     if not _plain(case) or _positional(case) or case.mask.key_lengths or case.N < 2:
         return None
-    m = inputs.mask
-
-    def mask(x: Tensor | None) -> Tensor | None:
-        return _on_axis(x, -1, lambda y: y.flip(-1))
-
-    def reverse(x: Tensor) -> Tensor:
-        return x.flip(2)
-
-    k, v = (_with(x, reverse) for x in (inputs.k, inputs.v))
-    read = {"out": _same, "lse": _same, "dq": _same, "dk": reverse, "dv": reverse}
-    return Twin(case, replace(inputs, k=k, v=v, mask=replace(m, allowed=mask(m.allowed), bias=mask(m.bias))), read)
+    return _reversed(case, inputs, ("k", "v"), -1, ("dk", "dv"))
 
 
 @_relation("queries in reverse order")
 def _(case: Case, inputs: Inputs) -> Twin | None:
     if not _plain(case) or _positional(case) or case.M < 2:
         return None
-    m = inputs.mask
-
-    def mask(x: Tensor | None) -> Tensor | None:
-        return _on_axis(x, -2, lambda y: y.flip(-2))
-
-    def reverse(x: Tensor) -> Tensor:
-        return x.flip(2)
-
-    q, do = (_with(x, reverse) for x in (inputs.q, inputs.do))
-    read = {"out": reverse, "lse": reverse, "dq": reverse, "dk": _same, "dv": _same}
-    return Twin(case, replace(inputs, q=q, do=do, mask=replace(m, allowed=mask(m.allowed), bias=mask(m.bias))), read)
+    return _reversed(case, inputs, ("q", "do"), -2, ("out", "lse", "dq"))
 
 
 # -- what nobody sees --------------------------------------------------------------------------------------------------
@@ -216,9 +152,12 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
     hidden = ~torch.unflatten(seen, 1, (case.HK, case.H // case.HK)).any(2)  # [B, HK, N]
     if not hidden.any():
         return None
-    where = hidden[..., None]
-    k, v = (_with(x, lambda y: torch.where(where, 5.0 - 2.0 * y.clamp(-64.0, 64.0), y)) for x in (inputs.k, inputs.v))
-    return Twin(case, replace(inputs, k=k, v=v), dict.fromkeys(TENSORS, _same), bits=frozenset({"out", "lse"}))
+
+    def other(x: Tensor) -> Tensor:
+        return torch.where(hidden[..., None], 5.0 - 2.0 * x.clamp(-64.0, 64.0), x)
+
+    k, v = (with_values(x, other) for x in (inputs.k, inputs.v))
+    return Twin(case, replace(inputs, k=k, v=v), dict.fromkeys(TENSORS, same), bits=frozenset({"out", "lse"}))
 
 
 @_relation("dO of one query alone")
@@ -233,17 +172,10 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
     def own(x: Tensor) -> Tensor:
         return x[:, :, row : row + 1]
 
-    return Twin(case, replace(inputs, do=_with(inputs.do, alone)), {"dq": own}, part=own)
+    return Twin(case, replace(inputs, do=with_values(inputs.do, alone)), {"dq": own}, part=own)
 
 
 # -- a part of the problem ---------------------------------------------------------------------------------------------
-
-
-def _rows_of(mask: Mask, rows: slice) -> Mask:
-    def cut(x: Tensor | None) -> Tensor | None:
-        return _on_axis(x, -2, lambda y: y[..., rows, :])
-
-    return replace(mask, allowed=cut(mask.allowed), bias=cut(mask.bias))
 
 
 @_relation("the last query alone")
@@ -256,13 +188,13 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
     def part(x: Tensor) -> Tensor:
         return x[:, :, last]
 
-    cut = replace(inputs, q=inputs.q[:, :, last], do=inputs.do[:, :, last], mask=_rows_of(inputs.mask, last))
-    return Twin(case.with_(M=1), cut, dict.fromkeys(("out", "lse", "dq"), _same), part=part)
+    mask = with_masks(inputs.mask, lambda x: on_axis(x, -2, lambda y: y[..., last, :]))
+    cut = replace(inputs, q=inputs.q[:, :, last], do=inputs.do[:, :, last], mask=mask)
+    return Twin(case.with_(M=1), cut, dict.fromkeys(("out", "lse", "dq"), same), part=part)
 
 
 @_relation("the first half of a causal sequence")
 def _(case: Case, inputs: Inputs) -> Twin | None:
-    m = inputs.mask
     if not case.mask.causal or case.M != case.N or case.M < 2 or case.mask.key_lengths:
         return None
     n = (case.M + 1) // 2
@@ -271,11 +203,11 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
         return x[:, :, :n]
 
     def cut(x: Tensor | None) -> Tensor | None:
-        return _on_axis(_on_axis(x, -2, lambda y: y[..., :n, :]), -1, lambda y: y[..., :n])
+        return on_axis(on_axis(x, -2, lambda y: y[..., :n, :]), -1, lambda y: y[..., :n])
 
     q, k, v, do = (part(x) for x in (inputs.q, inputs.k, inputs.v, inputs.do))
-    cut_inputs = Inputs(q, k, v, do, replace(m, allowed=cut(m.allowed), bias=cut(m.bias)))
-    return Twin(case.with_(M=n, N=n), cut_inputs, dict.fromkeys(("out", "lse", "dq"), _same), part=part)
+    cut_inputs = Inputs(q, k, v, do, with_masks(inputs.mask, cut))
+    return Twin(case.with_(M=n, N=n), cut_inputs, dict.fromkeys(("out", "lse", "dq"), same), part=part)
 
 
 @_relation("each key and value head repeated")
@@ -285,12 +217,12 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
         return None
     group = case.H // case.HK
     k, v = (x.repeat_interleave(group, 1) for x in (inputs.k, inputs.v))
-    return Twin(case.with_(HK=case.H), replace(inputs, k=k, v=v), dict.fromkeys(("out", "lse", "dq"), _same))
+    return Twin(case.with_(HK=case.H), replace(inputs, k=k, v=v), dict.fromkeys(("out", "lse", "dq"), same))
 
 
 def _gradient_alone(name: str) -> Relation:
     def relation(case: Case, inputs: Inputs) -> Twin | None:
-        return Twin(case, inputs, {"out": _same, name: _same}, gradients=(name,)) if case.backward else None
+        return Twin(case, inputs, {"out": same, name: same}, gradients=(name,)) if case.backward else None
 
     return relation
 
@@ -299,9 +231,9 @@ def _gradient_alone(name: str) -> Relation:
 def _(case: Case, inputs: Inputs) -> Twin | None:
     if not case.backward or not _plain(case):
         return None
-    q, k = (_with(x, lambda y: 0.5 - y) for x in (inputs.q, inputs.k))
+    q, k = (with_values(x, lambda y: 0.5 - y) for x in (inputs.q, inputs.k))
     other = replace(inputs, q=q, k=k)
-    return Twin(case, inputs, dict.fromkeys(GRADIENTS, _same), bits=frozenset({"dv"}), between=other)
+    return Twin(case, inputs, dict.fromkeys(GRADIENTS, same), bits=frozenset({"dv"}), between=other)
 
 
 @_relation("a gradient through the LSE")
@@ -310,7 +242,7 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
         return None
     values = Draws(case.seed, "dlse").normal(case.B, case.H, case.M)
     dlse = torch.from_numpy(values.astype("float32")).to(inputs.q.device)
-    return Twin(case, inputs, dict.fromkeys(GRADIENTS, _same), dlse=dlse)
+    return Twin(case, inputs, dict.fromkeys(GRADIENTS, same), dlse=dlse)
 
 
 for _name in GRADIENTS:

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from ..reports.record import Finding
 from .case import Case
-from .evaluate import in_its_own_layout
+from .evaluate import inputs_for
 from .expected import reference
 from .implementation import Implementation
-from .inputs import build
+from .storage import storage_of
 
 
 def script_of(finding: Finding, case: Case, implementation: Implementation, *, stores_scores: bool) -> str:
     """The script's text; the function itself is not called, for it may hang."""
-    inputs = build(in_its_own_layout(case, implementation))
+    inputs = inputs_for(case, implementation, "cpu")
     options = implementation.arguments(case, inputs)
     visible, bias = inputs.mask.rows(0, case.M, case.M, case.N, torch.device("cpu"))
     known = reference(case, inputs, stores_scores=stores_scores)
@@ -48,7 +48,7 @@ def script_of(finding: Finding, case: Case, implementation: Implementation, *, s
 
 def _literal(x: Tensor) -> str:
     """Code that rebuilds a tensor with its storage (gaps included), strides and offset."""
-    storage = torch.empty(0, dtype=torch.uint8).set_(x.untyped_storage()).numpy().tobytes()
+    storage = storage_of(x, torch.uint8).numpy().tobytes()
     text = base64.b85encode(zlib.compress(storage, 9)).decode()
     dtype = str(x.dtype)
     return f"tensor({text!r}, {dtype}, {tuple(x.shape)}, {x.stride()}, {x.storage_offset()})"

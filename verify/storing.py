@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..kernels.interpreter.listening import Listener, tensors_in
 from .case import Case
 from .implementation import Implementation
 from .inputs import build
@@ -18,32 +18,17 @@ _PROBE = Case(B=1, H=2, HK=2, M=320, N=320, D=8, dtype="bf16", regime="normal", 
 _PART = 0.5  # of the elements of the score matrix, in one half-precision tensor
 
 
-class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Largest(Listener):
     """The number of elements of the largest half-precision tensor that any torch operation returns."""
 
     elements = 0
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: torch would import its compiler, a second of work, to keep it away from what it never sees."""
-        return False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in _tensors(out):
+    def heard(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        out = func(*args, **kwargs)
+        for x in tensors_in([out]):
             if x.dtype in (torch.float16, torch.bfloat16):
                 self.elements = max(self.elements, x.numel())
         return out
-
-
-def _tensors(x: Any) -> Iterator[torch.Tensor]:
-    if isinstance(x, torch.Tensor):
-        yield x
-    elif isinstance(x, (tuple, list)):
-        for item in x:
-            yield from _tensors(item)
 
 
 @lru_cache(maxsize=256)
@@ -54,7 +39,7 @@ def stores_scores(implementation: Implementation, device: str) -> bool:
     will say what is wrong.
     """
     case = _PROBE
-    largest = _Largest()  # type: ignore[no-untyped-call]
+    largest = _Largest()
     try:
         with largest:
             implementation(case, build(case).to(torch.device(device)))

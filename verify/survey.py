@@ -7,15 +7,13 @@ in shuffled order, so that every stratum has its share; all other choices are in
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from .case import Case, MaskRecipe
 from .draws import Draws
 from .implementation import Implementation
 from .profiles import Profile
 from .regimes import REGIMES
-
-T = TypeVar("T")
 
 #: lengths where kernels break: nothing, one, tile edges, primes
 LENGTHS = (1, 2, 3, 5, 7, 13, 15, 16, 17, 23, 31, 32, 33, 47, 61, 63, 64, 65, 79, 95, 96, 97, 113, 127, 128, 129, 130,
@@ -55,15 +53,6 @@ def mask_templates() -> tuple[MaskRecipe, ...]:
     return (*plain, *combined)
 
 
-def shuffled(items: Sequence[T], draws: Draws) -> list[T]:
-    """A random order (Fisher and Yates)."""
-    out = list(items)
-    for i in range(len(out) - 1, 0, -1):
-        j = int(draws.integers(0, i + 1, 1)[0])
-        out[i], out[j] = out[j], out[i]
-    return out
-
-
 def lengths_up_to(limit: int) -> tuple[int, ...]:
     """The lengths worth having, up to a profile's limit."""
     return tuple(n for n in LENGTHS if n <= limit)
@@ -98,14 +87,14 @@ class _Cycle:
     def __init__(self, items: Sequence[Any], seed: int, name: str, *, first: Sequence[Any] = ()) -> None:
         self._items, self._seed, self._name = items, seed, name
         self._round, self._order = -1, list(items)
-        self._first = shuffled(first, Draws(seed, name, "first"))
+        self._first = Draws(seed, name, "first").shuffled(first)
 
     def __getitem__(self, i: int) -> Any:
         if i < len(self._first):
             return self._first[i]
         turn, place = divmod(i - len(self._first), len(self._items))
         if turn != self._round:
-            self._round, self._order = turn, shuffled(self._items, Draws(self._seed, self._name, turn))
+            self._round, self._order = turn, Draws(self._seed, self._name, turn).shuffled(self._items)
         return self._order[place]
 
 

@@ -10,6 +10,7 @@ import math
 
 import torch
 
+from ..case import DType
 from .arithmetic import Arithmetic
 from .peer import Elements, Peer, Problem, integers, normal, uniform
 from .rules import (
@@ -30,6 +31,7 @@ FP32 = Arithmetic("fp32", torch.float32, rounds_out=False, rounds_gradients=Fals
 FP32_ROUNDED = Arithmetic("fp32, rounded to the dtype", torch.float32)
 UPCAST = Arithmetic("torch's MATH backend, fp32 inside", torch.float32, scaled="both")
 EAGER_SCALED_KEYS = Arithmetic("the same dtype, scaling K", None, scaled="keys")
+_TRANSFORMER_ENGINE: dict[DType, float] = {"bf16": 1.5e-2, "fp16": 1e-3}  # their tolerances
 
 
 def _every(q: Elements, do: Elements | None = None) -> dict[str, Elements]:
@@ -135,15 +137,15 @@ _ALL = (
             reference=Arithmetic("the same dtype", None, scaled="product"), low=None,
             distribution=_every(normal(0.1), do=integers(0, 200, 0.001)),
             shapes=(
-                Problem(dtype, 2, 2, 2, 128, 128, 64, layout="packed"),  # type: ignore[arg-type]
-                Problem(dtype, 1, 2, 2, 256, 256, 128, causal=True, layout="packed"),  # type: ignore[arg-type]
-                Problem(dtype, 1, 4, 2, 128, 256, 64, layout="bshd"),  # type: ignore[arg-type]
+                Problem(dtype, 2, 2, 2, 128, 128, 64, layout="packed"),
+                Problem(dtype, 1, 2, 2, 256, 256, 128, causal=True, layout="packed"),
+                Problem(dtype, 1, 4, 2, 128, 256, 64, layout="bshd"),
             ),
             criterion={n: allclose(tolerance, tolerance) for n in ("out", "dq", "dk", "dv")},
             differs="against plain attention in the same dtype, where they compare backends with each other; length "
             "2048 to 256, which makes the signal larger and the rule less loose than it is",
         )
-        for dtype, tolerance in (("bf16", 1.5e-2), ("fp16", 1e-3))
+        for dtype, tolerance in _TRANSFORMER_ENGINE.items()
     ),
     Peer(
         name="FLA in CI",

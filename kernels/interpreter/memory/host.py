@@ -12,39 +12,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..language.sites import Site
+from ..listening import ALLOCATIONS, Listener, tensors_in
 from ..numbers.arithmetic import Arithmetic
 from ..numbers.formats import Array
 from .ledger import Ledger
 from .tracking import Tracker
 
-_EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"})
 _COPIES = frozenset({"_to_copy", "clone", "copy_", "contiguous"})
 _BINARY = {"add": "add", "sub": "sub", "mul": "mul", "div": "div", "maximum": "maximum", "minimum": "minimum"}
 _UNARY = {"neg": "neg", "exp": "exp", "exp2": "exp2", "log": "log", "log2": "log2", "sqrt": "sqrt", "rsqrt": "rsqrt",
           "abs": "abs", "reciprocal": "reciprocal"}  # fmt: skip
+_EXACT = frozenset({"zero", "fill", "zeros_like", "ones_like", "isnan", "all", "any", "eq"})  # whatever they take
 HOST = Site("torch", "host")  # the rounding site of what torch computes between launches
 
 
-class HostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class HostMode(Listener):
     """Follows torch's operations on behalf of memory's tracker and of the ledger of wide numbers."""
 
     def __init__(self, tracker: Tracker | None, ledger: Ledger | None, arithmetic: Arithmetic) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._tracker, self._ledger, self._arithmetic = tracker, ledger, arithmetic.at(HOST)
         self.rounded: set[str] = set()  # operations that took wide numbers and returned rounded ones
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: torch would import its compiler, a second of work, to keep it away from what it never sees."""
-        return False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs, name = kwargs or {}, func.overloadpacket.__name__
+    def heard(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run an operation, and note what it did to memory and to wide numbers."""
+        name = func.overloadpacket.__name__
         if _is_view(func):
             return func(*args, **kwargs)
         written = list(_written(func, args, kwargs))
@@ -68,7 +62,7 @@ class HostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _note(self, name: str, out: Any, written: Sequence[torch.Tensor]) -> None:
         assert self._tracker is not None
         for tensor in _tensors([out]):
-            if name in _EMPTY:
+            if name in ALLOCATIONS:
                 self._tracker.created(tensor)
             elif not any(tensor is w for w in written):
                 self._tracker.initialise(tensor)
@@ -105,7 +99,7 @@ class HostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return self._sum(args)
         except (ArithmeticError, RuntimeError, TypeError, ValueError):  # e.g. not rational
             pass
-        if name not in _EMPTY and base not in ("zero", "fill", "zeros_like", "ones_like", "isnan", "all", "any", "eq"):
+        if name not in ALLOCATIONS and base not in _EXACT:
             self.rounded.add(name)
         return None
 
@@ -130,13 +124,9 @@ def _floating(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and x.is_floating_point()
 
 
-def _tensors(values: Any) -> Iterator[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            if value.layout == torch.strided and value.numel():
-                yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+def _tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:
+    """Those that have elements in memory."""
+    return (t for t in tensors_in(values) if t.layout == torch.strided and t.numel())
 
 
 def _is_view(func: Any) -> bool:

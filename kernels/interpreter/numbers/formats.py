@@ -47,7 +47,7 @@ CARRIER: dict[str, np.dtype[Any]] = {
 FLOATS = frozenset({"f64", "f32", "f16", "bf16", *_FP8})
 LOW_PRECISION = FLOATS - {"f64", "f32"}
 #: largest finite value of the formats into which NVIDIA's conversions saturate (PTX ISA, cvt.satfinite)
-_SATURATING = {"f8E4M3FN": 448.0, "f8E5M2": 57344.0}
+SATURATING = {"f8E4M3FN": 448.0, "f8E5M2": 57344.0}
 
 
 def storage_bytes(tensor: torch.Tensor) -> Array:
@@ -91,7 +91,7 @@ def round_to(values: Array, element: str, *, toward_zero: bool = False) -> Array
             _toward_zero(values, np.dtype(np.float16)) if toward_zero else values.astype(np.float16).astype(np.float32)
         )
     if element in _FP8:
-        limit = _SATURATING.get(element)
+        limit = SATURATING.get(element)
         clipped = values if limit is None else np.clip(values, -limit, limit)
         if toward_zero:
             return _toward_zero(clipped, _FP8[element])

@@ -15,7 +15,7 @@ import numpy as np
 from ..language.sites import Site
 from .arithmetic import BINARY, COMPARE, EXACT, REDUCE, UNARY, Arithmetic
 from .constants import real
-from .formats import Array, cut_to_tf32, round_to
+from .formats import SATURATING, Array, cut_to_tf32, round_to
 
 Mode: TypeAlias = Literal["nearest", "random", "none"]
 
@@ -52,7 +52,8 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "f32": Format(24, -126, 127), "f16": Format(11, -14, 15), "bf16": Format(8, -126, 127),
-    "f8E4M3FN": Format(4, -6, 8, largest=448.0), "f8E5M2": Format(3, -14, 15, largest=57344.0),
+    "f8E4M3FN": Format(4, -6, 8, largest=SATURATING["f8E4M3FN"]),
+    "f8E5M2": Format(3, -14, 15, largest=SATURATING["f8E5M2"]),
 }  # fmt: skip
 
 

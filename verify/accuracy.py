@@ -1,0 +1,94 @@
+"""One tensor beside the truth: its errors as a row of the record, and the two checks that need nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference.directions import slope
+from ..reports.record import Row
+from .case import Case
+from .check import Check
+from .errors import Errors, bound_ratio, floored_log_ratio, same_bits
+from .expected import Reference, dtype_of
+
+
+def compared(
+    case: Case, identity: dict[str, Any], name: str, value: Tensor, errors: Errors, known: Reference
+) -> tuple[Row, list[Check]]:
+    """A tensor's row, and its checks `finite` and `bound`."""
+    truth, dtype = known.truth[name], dtype_of(name, case)
+    usual, best = known.usual[name], known.best[name]
+    ratio, index = bound_ratio(value, truth, known.bound[name], dtype)
+    natural, predicted = known.natural_scale[name], known.predicted[name]
+    usual_rms = float("nan") if usual.nonfinite else usual.rms
+    row = Row(
+        status="ok", **identity, max_logit=known.max_logit, tensor=name, elements=truth.numel(),
+        nonfinite=errors.nonfinite,
+        kernel_max=errors.max, kernel_rms=errors.rms,
+        standard_max=None if usual.nonfinite else usual.max, standard_rms=None if usual.nonfinite else usual.rms,
+        rounded_max=best.max, rounded_rms=best.rms, natural_scale=natural,
+        log_ratio=floored_log_ratio(errors.rms, usual_rms, best.rms, natural)
+        if not errors.nonfinite else None,
+        bound_ratio=ratio, predictor_ratio=errors.rms / predicted if predicted else None,
+        envelope_ratio=errors.rms / envelope if (envelope := known.envelope[name]) else None,
+        kernel_bias=errors.bias, standard_bias=usual.bias, rounded_bias=best.bias,
+        kernel_ulp=errors.ulp_histogram, standard_ulp=usual.ulp_histogram, rounded_ulp=best.ulp_histogram,
+        bitwise_standard=_share_of_same_bits(value, known.standard[name]),
+        **_slope(name, value, known),
+    )  # fmt: skip
+    bound = known.bound[name]
+    return row, [_finite(name, value, truth, bound), _bounded(name, value, truth, bound, ratio, index)]
+
+
+def _slope(name: str, value: Tensor, known: Reference) -> dict[str, Any]:
+    """The component of the error along the direction of a systematic one, in units that make cases comparable."""
+    if name not in known.direction or not known.natural_scale[name]:
+        return {}
+    along, square = slope(value.double() - known.truth[name], known.direction[name])
+    unit = known.natural_scale[name] ** 2 * value.numel()
+    return {"slope": along / unit, "slope_weight": square / unit}
+
+
+def _share_of_same_bits(value: Tensor, usual: Tensor) -> float | None:
+    if value.numel() == 0 or value.dtype != usual.dtype:
+        return None
+    return int(same_bits(value, usual).count_nonzero()) / value.numel()
+
+
+def within(check: str, name: str, value: Tensor, truth: Tensor, bound: Tensor, case: Case) -> Check:
+    """Finite where the truth is, and within the bound: the worse of the two, under another check's name."""
+    ratio, index = bound_ratio(value, truth, bound, dtype_of(name, case))
+    both = (_finite(name, value, truth, bound), _bounded(name, value, truth, bound, ratio, index))
+    return replace(next((c for c in both if not c.passed), both[1]), name=check)
+
+
+def _finite(name: str, value: Tensor, truth: Tensor, bound: Tensor) -> Check:
+    """No NaN or infinity where the truth is finite; where the bound is inf, a kernel may overflow, to infinity."""
+    if bool(torch.isfinite(value - truth).all()):
+        return Check("finite", name, True, 0.0, 0.0, "")
+    may_overflow = torch.isinf(bound) & ~torch.isnan(value.double())
+    wrong = _wrong_nonfinite(value, truth) & ~may_overflow
+    where = tuple(int(i) for i in wrong.nonzero()[0]) if wrong.any() else None
+    detail = f"{name}{list(where)} is {float(value[where]):g}, the truth is {float(truth[where]):g}" if where else ""
+    return Check("finite", name, where is None, float(wrong.sum()), 0.0, detail)
+
+
+def _wrong_nonfinite(value: Tensor, truth: Tensor) -> Tensor:
+    value = value.double()
+    expected = torch.isfinite(truth)
+    return (expected & ~torch.isfinite(value)) | (~expected & (value != truth))
+
+
+def _bounded(name: str, value: Tensor, truth: Tensor, bound: Tensor, ratio: float, index: tuple[int, ...]) -> Check:
+    """No error beyond the a priori bound."""
+    detail = ""
+    if index:
+        detail = (
+            f"{name}{list(index)} = {float(value[index]):.9g}, the truth is {float(truth[index]):.9g}, "
+            f"the bound on the error {float(bound[index]):.3g}"
+        )
+    return Check("bound", name, ratio <= 1.0, ratio, 1.0, detail)

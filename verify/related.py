@@ -1,0 +1,118 @@
+"""What a kernel is asked once more: the case without gradients, and problems related to it (`invariances`).
+
+Each answer is held to the truth and bound of the case, and to what the kernel said the first time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import guards, single
+from .accuracy import within
+from .check import Check
+from .errors import same_bits
+from .expected import Posed, with_lse_gradient
+from .implementation import Implementation, Outputs, RefusedError, describe
+from .inputs import Inputs
+from .invariances import twins
+from .regimes import REGIMES
+from .twin import Twin
+
+#: a sum as large as this has no bit that depends on terms below the normal numbers of fp32
+_SUBNORMAL_COUNTS = 2.0**-96
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Again:
+    """Calls a kernel once more; whatever it does to the inputs is undone, for one check has said so already."""
+
+    implementation: Implementation
+    inputs: Inputs
+    before: dict[str, Tensor]
+
+    def __call__(self, *args: Any, **options: Any) -> Outputs:
+        try:
+            return self.implementation(*args, **options)
+        finally:
+            guards.inputs_unchanged(self.before, self.inputs)
+
+
+def inference(again: Again, posed: Posed, first: dict[str, Tensor]) -> list[Check]:
+    """Without gradients many functions take another path; it must be as right as the first."""
+    case, known = posed.case, posed.known
+    try:
+        with guards.known_memory():
+            result = again(case.with_(backward=False), posed.inputs).tensors()
+    except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)
+        return [Check("inference", "out", False, 1.0, 0.0, f"without gradients it raised {describe(e)}")]
+    checks = []
+    for name, value in result.items():
+        if name not in first:
+            continue
+        before = first[name]
+        worst = within("inference", name, value, known.truth[name], known.bound[name], case)
+        if worst.passed:
+            worst = _no_worse("inference", name, value, before, posed) or worst
+        detail = f"without gradients {worst.detail}" if not worst.passed else ""
+        checks.append(replace(worst, detail=detail))
+    return checks
+
+
+def invariances(again: Again, posed: Posed, first: dict[str, Tensor], count: int) -> list[Check]:
+    """So many of the relations that apply."""
+    implementation = again.implementation
+    possible = (
+        (name, twin)
+        for name, twin in twins(posed.case, posed.inputs)
+        if implementation.lacks(twin.case) is None and (twin.dlse is None or implementation.lse_option is not None)
+    )
+    return [c for name, twin in islice(possible, count) for c in _related(name, twin, again, posed, first)]
+
+
+def _related(name: str, twin: Twin, again: Again, posed: Posed, first: dict[str, Tensor]) -> list[Check]:
+    """Whether a twin's results are the original's."""
+    try:
+        with guards.known_memory():
+            results = again(twin.case, twin.inputs, twin.gradients, dlse=twin.dlse, between=twin.between).tensors()
+    except RefusedError:
+        return []
+    except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)
+        return [Check("invariance", "out", False, 1.0, 0.0, f"{name}: it raised {describe(e)}")]
+    checks, known = [], posed.known
+    truths, bounds = known.truth, known.bound
+    if twin.dlse is not None:
+        truths, bounds = with_lse_gradient(twin.case, twin.inputs, twin.dlse, known)
+    for tensor, read in twin.read.items():
+        if tensor not in results or tensor not in first:
+            continue
+        value, truth = read(results[tensor]), twin.part(truths[tensor])
+        worst = within("invariance", tensor, value, truth, twin.part(bounds[tensor]), posed.case)
+        if worst.passed and tensor in twin.bits:
+            worst = _equal(tensor, value, twin.part(first[tensor]))
+        elif worst.passed and tensor == "out" and truth.shape == known.truth["out"].shape:
+            worst = _no_worse("invariance", tensor, value, first[tensor], posed) or worst
+        checks.append(worst if worst.passed else replace(worst, detail=f"{name}: {worst.detail}"))
+    return checks
+
+
+def _no_worse(check: str, name: str, value: Tensor, before: Tensor, posed: Posed) -> Check | None:
+    """Another computation of a tensor has no larger error than roundings predict, or than the first had."""
+    if not REGIMES[posed.case.regime].independent or bool(same_bits(value, before).all()):
+        return None
+    target = posed.known.target[name]
+    return single.no_worse(check, name, target.errors(value), posed.known, target.errors(before).rms)
+
+
+def _equal(name: str, value: Tensor, first: Tensor) -> Check:
+    """Equality of numbers: subnormal ones, and sums in which those of fp32 count, round differently in other units."""
+    smallest = max(4 * torch.finfo(first.dtype).tiny, _SUBNORMAL_COUNTS)
+    a, b = value.double(), first.double()
+    normal = torch.maximum(a.abs(), b.abs()) >= smallest
+    n = int(((a != b) & normal & torch.isfinite(b)).count_nonzero())
+    detail = f"{n} of {first.numel()} elements of {name} are not the same bits" if n else ""
+    return Check("invariance", name, n == 0, float(n), 0.0, detail)

@@ -1,0 +1,126 @@
+"""Many kernels put to the same cases, so that truth, bounds and predictions are computed once per case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ..reports.kills import Phase
+from .algebra import accumulator_checks
+from .algebra import checks as algebra_checks
+from .budgets import Budgets
+from .case import Case, MaskRecipe
+from .evaluate import Result, without_result
+from .judge import judge
+from .loading import load
+from .pool import Pool
+from .problems import LostError
+from .profiles import PROFILES
+from .regimes import REGIMES
+from .selftest_tasks import Task, solve_all, try_all
+from .settings import Progress
+from .subjects import CLEAN, Subject
+from .survey import survey
+
+
+@dataclass(slots=True)
+class Trial:
+    """All subjects on the same cases."""
+
+    pool: Pool
+    budgets: Budgets
+    seed: int
+    progress: Progress
+    profile: str = "quick"
+
+    def surveyed(
+        self, subjects: Sequence[Subject], numbers: range, *, thorough: int, keep_killed: bool, step: int = 16
+    ) -> None:  # fmt: skip
+        """Put the subjects to cases of the survey, thoroughly up to a number; `keep_killed` keeps those found out.
+
+        Every so many cases (`step`) distributions are looked at.
+        """
+        cases = list(survey(load("flash"), PROFILES[self.profile], self.seed, count=numbers.stop - 1))
+        going = list(subjects)
+        for begin in range(numbers.start, numbers.stop, step):
+            if not going:
+                return
+            specs = tuple(s.spec for s in going)
+            tasks = [Task(n, cases[n - 1], specs, n <= thorough) for n in range(begin, min(begin + step, numbers.stop))]
+            for task, results in self._tried(tasks):
+                for subject, result in zip(going, results, strict=True):
+                    subject.note(result, task.number)
+            for subject in going:
+                self._look(subject)
+            if not keep_killed:
+                going = [s for s in going if not s.kills]
+            self.progress("survey", min(begin + step, numbers.stop) - 1, numbers.stop - 1)
+
+    def sampled(self, subjects: Sequence[Subject], count: int) -> None:
+        """Put all subjects to a sample for distributions alone: independent regimes, few shapes."""
+        regimes = sorted(r.name for r in REGIMES.values() if r.independent)
+        plain = (MaskRecipe(), MaskRecipe(causal=True))
+        cases = [
+            Case(B=1, H=2, HK=1, M=M, N=M, D=(16, 32)[n % 2], dtype=PROFILES["quick"].dtypes[n // 2 % 2],
+                 regime=regimes[n // 4 % len(regimes)], seed=self.seed + n, mask=plain[n % 3 == 0])
+            for n in range(count) for M in [(64, 65, 96, 33)[n // 16 % 4]]
+        ]  # fmt: skip
+        specs = tuple(s.spec for s in subjects)
+        for s in subjects:
+            s.rows.clear()
+        for task, results in self._tried([Task(n, c, specs, thorough=False) for n, c in enumerate(cases, start=1)]):
+            for subject, result in zip(subjects, results, strict=True):
+                subject.rows += result.rows
+            self.progress("sample", task.number, count)
+        for subject in subjects:
+            self._look(subject, "sample", count)
+            subject.compare()
+
+    def surveyed_clean(self, subjects: Sequence[Subject], count: int) -> None:
+        """Put the clean kernels to one survey of so many cases, a quarter of them thoroughly, and judge it as one."""
+        tasks = [
+            Task(n, case, tuple(c.spec for c in CLEAN if not c.avoids(case)), n % 4 == 1)
+            for n, case in enumerate(survey(load("flash"), PROFILES["quick"], self.seed, count=count), start=1)
+        ]
+        by_spec = {s.spec: s for s in subjects}
+        for task, results in self._tried(tasks):
+            for spec, result in zip(task.specs, results, strict=True):
+                subject = by_spec[spec]
+                subject.note(result, subject.cases + (result.status != "unsupported"))
+            self.progress("clean", task.number, count)
+        for subject in subjects:
+            self._look(subject)
+            subject.rows.clear()
+
+    def _tried(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, list[Result]]]:
+        """A task that is lost is done again kernel by kernel, so that only the kernel that ends its process is lost."""
+        for task, results in self.pool.calls(try_all, tasks):
+            if not isinstance(results, LostError):
+                yield task, results
+                continue
+            single = [replace(task, specs=(spec,)) for spec in task.specs]
+            one_by_one = [
+                without_result(task.case, "survey", "crashed", str(r), 0.0) if isinstance(r, LostError) else r[0]
+                for _, r in self.pool.calls(try_all, single)
+            ]
+            yield task, one_by_one
+
+    def _look(self, subject: Subject, phase: Phase = "survey", count: int | None = None) -> None:
+        """What the distributions say by now."""
+        number = subject.cases if count is None else count
+        for check in judge(subject.rows, self.budgets, subject.spec).failed:
+            subject.found(check.name, check.tensor, phase, number, check.detail)
+
+    def solved(self, subjects: Sequence[Subject], *, quick: bool = False) -> None:
+        """Put the subjects to exact arithmetic."""
+        by_spec = {s.spec: s for s in subjects}
+        for n, ((spec, _), algebra) in enumerate(self.pool.calls(solve_all, [(s, quick) for s in by_spec]), start=1):
+            self.progress("exact", n, len(by_spec))
+            if isinstance(algebra, LostError):
+                continue
+            subject = by_spec[spec]
+            failed = [*algebra_checks(algebra), *accumulator_checks(algebra, self.budgets, spec)]
+            count = next((i for i, c in enumerate(algebra.comparisons, start=1) if c.status == "different"),
+                         len(algebra.comparisons))  # fmt: skip
+            for check in (c for c in failed if c.status == "fail"):
+                subject.found(check.name, check.tensor, "exact", count, check.detail)
