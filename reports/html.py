@@ -13,7 +13,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
@@ -21,9 +20,9 @@ from markupsafe import Markup
 from . import algebra, figures, overview, words
 from .points import Choice, choose
 from .record import Cell, Check, Finding, Run, Share
+from .templates import fitting, style, template, text_of
 
 MAX_BYTES = 2_000_000
-_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +48,7 @@ def render(runs: Sequence[Run]) -> str:
     """The report on one run, or on several side by side, at most about MAX_BYTES long."""
     if not runs:
         raise ValueError("no run to report on: give at least one")
-    page = ""
-    for budget in _BUDGETS:
-        page = words.encodable(_page(runs, budget))
-        if len(page.encode()) <= MAX_BYTES:
-            break
-    return page
+    return fitting((_page(runs, budget) for budget in _BUDGETS), MAX_BYTES)
 
 
 def _page(runs: Sequence[Run], budget: _Budget) -> str:
@@ -285,45 +279,28 @@ def breakable(name: str) -> Markup:
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return template(
+        "page.html",
+        filters={
+            "clip": words.clip,
+            "heat": overview.heat,
+            "amounts": words.amounts,
+            "times": words.times,
+            "percent": words.percent,
+            "briefly": words.briefly,
+            "tone": tone,
+            "breakable": breakable,
+            "plain": lambda value: ", ".join(map(str, value)) if isinstance(value, list) else str(value),
+            "recipe": lambda case: json.dumps(case, ensure_ascii=False),
+        },
+        kinds=algebra.KINDS,
+        bins=figures.ULP_BINS,
+        style=style(),
+        libraries=[_library("d3.min.js", "LICENSE-d3"), _library("plot.umd.min.js", "LICENSE-plot")],
+        script=text_of("page.js"),
     )
-    environment.filters |= {
-        "number": words.number,
-        "ratio": words.ratio,
-        "count": words.count,
-        "clip": words.clip,
-        "duration": words.duration,
-        "heat": overview.heat,
-        "amounts": words.amounts,
-        "times": words.times,
-        "percent": words.percent,
-        "briefly": words.briefly,
-        "tone": tone,
-        "breakable": breakable,
-        "plain": lambda value: ", ".join(map(str, value)) if isinstance(value, list) else str(value),
-        "recipe": lambda case: json.dumps(case, ensure_ascii=False),
-    }
-    environment.globals |= {
-        "plural": words.plural,
-        "meaning": words.meaning,
-        "kinds": algebra.KINDS,
-        "bins": figures.ULP_BINS,
-        "style": _file("style.css"),
-        "libraries": [_library("d3.min.js", "LICENSE-d3"), _library("plot.umd.min.js", "LICENSE-plot")],
-        "script": _file("page.js"),
-    }
-    return environment.get_template("page.html")
-
-
-def _file(name: str) -> Markup:
-    return Markup((_HERE / name).read_text(encoding="utf-8"))
 
 
 def _library(name: str, licence: str) -> Markup:
     """A library with its licence, which must travel with every copy."""
-    return Markup("/*\n{}*/\n{}").format(_file(licence), _file(name))
+    return Markup("/*\n{}*/\n{}").format(text_of(licence), text_of(name))

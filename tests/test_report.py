@@ -6,7 +6,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -37,7 +37,9 @@ from flashproof.reports.record import (
 from flashproof.reports.summary import github_annotations, summary
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
+
+    Opened = Callable[..., tuple[Page, list[str]]]
 
 TENSORS = ("out", "lse", "dq", "dk", "dv")
 REGIMES = ("normal", "outlier", "large", "plateau", "vcancel")
@@ -223,7 +225,7 @@ SITES = {"flash_forward:P": 0.4, "flash_forward:accumulators": 0.002, "flash_for
 def comparison(n: int, status: str = "equal", **values: Any) -> Comparison:
     case = {"B": 1, "H": 2, "M": n, "N": 37, "D": 16, "dtype": "fp16", "regime": "integers", "mask": MASK, "scale": 0.5}
     defaults = {"arithmetic": "rationals", "tiles": (16, 32), "elements": 100 * n}
-    return Comparison(case=case, status=status, **(defaults | values))  # type: ignore[arg-type]
+    return Comparison(case=case, status=status, **(defaults | values))
 
 
 def attributed(sites: dict[str, float] = SITES) -> tuple[Share, ...]:
@@ -423,7 +425,7 @@ class Outline(HTMLParser):
         if tag == "script":
             self.scripts.append((values.get("type"), ""))
         self.text += " " if tag in ("td", "th", "dt", "dd") else ""
-        self.ids += [values["id"]] if values.get("id") else []  # type: ignore[list-item]
+        self.ids += [i for i in (values.get("id"),) if i]
         self.sources += [str(values[name]) for name in ("src", "href", "action", "data") if name in values]
         if tag not in ("meta", "link", "img", "br", "wbr", "path", "circle", "rect"):
             self.open.append(tag)
@@ -1022,87 +1024,42 @@ def test_annotations_are_few_and_worst_first() -> None:
 
 # ---------------------------------------------------------------------------------------------- in a browser
 
-CHROMIUM = Path("/usr/bin/chromium")
-QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}")
-    with playwright.sync_playwright() as engine:
-        found = engine.chromium.launch(executable_path=str(CHROMIUM), args=list(QUIET))
-        yield found
-        found.close()
-
-
-def opened(browser: Browser, runs: list[Run], folder: Path, **context: Any) -> tuple[Page, list[str]]:
-    """The report in a new page, and everything that it asked for or complained about."""
-    path = folder / "report.html"
-    path.write_text(render(runs), encoding="utf-8")
-    page = browser.new_context(**context).new_page()
-    trouble: list[str] = []
-    page.on("request", lambda request: trouble.append(request.url) if request.url != path.as_uri() else None)
-    page.on("console", lambda message: trouble.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.goto(path.as_uri())
-    page.wait_for_timeout(300)
-    return page, trouble
-
-
 MARKS = """() => Object.fromEntries([...document.querySelectorAll(".drawing")].map((e) => [e.id,
   e.querySelectorAll(["line", "dot", "rule", "bar", "rect"].map((m) => `[aria-label=${m}] > *`).join()).length]))"""
 
 
 @pytest.mark.parametrize("width", [1400, 400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_figure_is_drawn(browser: Browser, tmp_path: Path, width: int, scheme: str) -> None:
+def test_every_figure_is_drawn(opened: Opened, width: int, scheme: str) -> None:
     runs = [with_algebra(make_run(broken=True, name="my/kernels.py:attention"), EQUAL)]
     view = {"width": width, "height": 900}
-    page, trouble = opened(browser, runs, tmp_path, viewport=view, color_scheme=scheme, offline=True)
+    page, trouble = opened(render(runs), viewport=view, color_scheme=scheme)
     marks = page.evaluate(MARKS)
     known = ("ecdf", "scatter", "ulp", "bias", "cells", "bound", "predictor", "digits", "sites")
     assert set(marks) == {f"{name}-drawing" for name in known}
     assert all(count > 3 for count in marks.values()), marks
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert trouble == []
-    page.context.close()
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_unusual_records_are_drawn_without_complaint(browser: Browser, tmp_path: Path, name: str) -> None:
-    page, trouble = opened(
-        browser,
-        UNUSUAL[name](),
-        tmp_path,
-        viewport={"width": 400, "height": 800},
-        offline=True,
-    )
+def test_unusual_records_are_drawn_without_complaint(opened: Opened, name: str) -> None:
+    page, trouble = opened(render(UNUSUAL[name]()), viewport={"width": 400, "height": 800})
     assert all(count > 0 for count in page.evaluate(MARKS).values())
     assert page.evaluate("document.documentElement.scrollWidth") == 400
     assert page.title() != "pwned"
     assert trouble == []
-    page.context.close()
 
 
-def test_labels_of_small_plots_stay_inside(browser: Browser, tmp_path: Path) -> None:
+def test_labels_of_small_plots_stay_inside(opened: Opened) -> None:
     run = with_algebra(make_run(), EQUAL)
     for width in (1400, 700, 400):
-        page, _ = opened(browser, [run], tmp_path, viewport={"width": width, "height": 900})
+        page, _ = opened(render([run]), viewport={"width": width, "height": 900})
         outside = page.evaluate(
             """() => [...document.querySelectorAll(".drawing text")].filter((e) => {
               const r = e.getBoundingClientRect(); return r.left < 0 || r.right > innerWidth; }).length""",
         )
         assert outside == 0
-        page.context.close()
 
 
 BARS = """() => [...document.querySelectorAll("#sites-drawing [aria-label=rect] > *")].map((e) => {
@@ -1110,8 +1067,8 @@ BARS = """() => [...document.querySelectorAll("#sites-drawing [aria-label=rect] 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_bars_are_as_long_as_their_parts(browser: Browser, tmp_path: Path, scheme: str) -> None:
-    page, trouble = opened(browser, [poor_accumulators()], tmp_path, color_scheme=scheme)
+def test_bars_are_as_long_as_their_parts(opened: Opened, scheme: str) -> None:
+    page, trouble = opened(render([poor_accumulators()]), color_scheme=scheme)
     drawn = page.evaluate(BARS)
     assert len(drawn) == 12  # two tensors in two dtypes, three kinds each
     (p, accumulators, output) = drawn[:3]
@@ -1124,12 +1081,11 @@ def test_bars_are_as_long_as_their_parts(browser: Browser, tmp_path: Path, schem
     assert "✕ accumulators 60 %" in text
     assert text.count("100 %") == 5  # the axis, and every total
     assert trouble == []
-    page.context.close()
 
 
-def test_digits_follow_their_line_or_leave_it(browser: Browser, tmp_path: Path) -> None:
+def test_digits_follow_their_line_or_leave_it(opened: Opened) -> None:
     runs = [with_algebra(make_run(20), EQUAL), with_algebra(make_run(20), DIFFERENT, "different")]
-    page, trouble = opened(browser, runs, tmp_path)
+    page, trouble = opened(render(runs))
     sound, crossed = page.evaluate(
         """() => [...document.querySelectorAll("#digits-drawing [aria-label=dot]")].map((g) => [...g.children].map(
           (e) => { const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }))""",
@@ -1141,11 +1097,10 @@ def test_digits_follow_their_line_or_leave_it(browser: Browser, tmp_path: Path) 
     assert crossed[0][1] == pytest.approx(crossed[1][1], abs=1)
     assert crossed[0][1] < y - 40
     assert trouble == []
-    page.context.close()
 
 
-def test_buttons_and_points_copy_replay_commands(browser: Browser, tmp_path: Path) -> None:
-    page, trouble = opened(browser, [make_run(broken=True)], tmp_path)
+def test_buttons_and_points_copy_replay_commands(opened: Opened) -> None:
+    page, trouble = opened(render([make_run(broken=True)]))
     page.locator("#findings .copy").first.click()
     page.locator("#announce", has_text="Copied: flashproof replay").wait_for(state="attached")
     plot = page.locator("#scatter-drawing svg").first
@@ -1159,11 +1114,10 @@ def test_buttons_and_points_copy_replay_commands(browser: Browser, tmp_path: Pat
     page.locator("#announce", has_text='replay \'{"B": 1, "H": 2').wait_for(state="attached")
     assert "click to copy" in page.locator("#scatter-drawing [aria-label=tip]").first.text_content()
     assert trouble == []
-    page.context.close()
 
 
-def test_tables_need_no_script(browser: Browser, tmp_path: Path) -> None:
-    page, trouble = opened(browser, [with_algebra(make_run(), EQUAL)], tmp_path, java_script_enabled=False)
+def test_tables_need_no_script(opened: Opened) -> None:
+    page, trouble = opened(render([with_algebra(make_run(), EQUAL)]), java_script_enabled=False)
     assert page.locator("table").count() >= 10
     page.locator("#ecdf summary").click()
     assert page.locator("#ecdf table").is_visible()
@@ -1173,4 +1127,3 @@ def test_tables_need_no_script(browser: Browser, tmp_path: Path) -> None:
     assert page.locator("noscript .warning").is_visible()
     assert not page.locator(".copy").first.is_visible()
     assert trouble == []
-    page.context.close()

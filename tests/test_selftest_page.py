@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from flashproof.reports.kills import CleanResult, Kill, MutantResult, PeerRule, SelfTest
-from flashproof.reports.selftest_page import MAX_BYTES, checks_table, markdown, peers_table, render
+from flashproof.reports.kills import CleanResult, Kill, MutantResult, PeerRule, Phase, SelfTest
+from flashproof.reports.selftest_page import MAX_BYTES, render
+from flashproof.reports.selftest_summary import checks_table, markdown, peers_table
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
+
+    Opened = Callable[..., tuple[Page, list[str]]]
 
 HOSTILE = "</script><script>document.title='pwned'</script><img src=x onerror=alert(2)>{{7*7}}|`\n\x00\u2028\"'&"
 
 
-def kill(check: str, cases: int, phase: str = "survey", *tensors: str) -> Kill:
-    return Kill(check=check, tensors=tensors, phase=phase, cases=cases)  # type: ignore[arg-type]
+def kill(check: str, cases: int, phase: Phase = "survey", *tensors: str) -> Kill:
+    return Kill(check=check, tensors=tensors, phase=phase, cases=cases)
 
 
 def mutant(name: str, *kills: Kill, worst: float | None = 40.0, **values: Any) -> MutantResult:
-    defaults = {"mirrors": f"{name}/repo #1", "what": f"What {name} does.", "tensors": ("dq",), "cases": 32}
-    return MutantResult(name=name, kills=kills, worst=worst, **(defaults | values))  # type: ignore[arg-type]
+    defaults: dict[str, Any] = {
+        "mirrors": f"{name}/repo #1",
+        "what": f"What {name} does.",
+        "tensors": ("dq",),
+        "cases": 32,
+    }
+    return MutantResult(name=name, kills=kills, worst=worst, **(defaults | values))
 
 
 MUTANTS = (
@@ -45,7 +53,7 @@ PEERS = (
 
 
 def selftest(*more: MutantResult, **values: Any) -> SelfTest:
-    defaults = {
+    defaults: dict[str, Any] = {
         "created": "2026-11-20T11:00:00+00:00", "command": "flashproof selftest --out x", "seed": 5, "quick": False,
         "seconds": 187.3, "versions": {"torch": "2.13.0"}, "gates": ("bound", "algebra"), "mutants": (*MUTANTS, *more),
         "clean": CLEAN, "peers": PEERS,
@@ -74,8 +82,8 @@ class Outline(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         values = dict(attributes)
         self.region = values["aria-label"] or "" if values.get("role") == "region" else self.region
-        self.ids += [values["id"]] if values.get("id") else []  # type: ignore[list-item]
-        self.titles += [values["title"]] if values.get("title") else []  # type: ignore[list-item]
+        self.ids += [i for i in (values.get("id"),) if i]
+        self.titles += [text for text in (values.get("title"),) if text]
         self.sources += [str(values[n]) for n in ("src", "href", "action", "data") if n in values]
         self.scripts += tag == "script"
         self.text += " " if tag in ("dt", "dd", "small", "td", "th") else ""
@@ -282,32 +290,6 @@ def test_out_has_all_three_files(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------- in a browser
 
-CHROMIUM = Path("/usr/bin/chromium")
-QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}")
-    with playwright.sync_playwright() as engine:
-        found = engine.chromium.launch(executable_path=str(CHROMIUM), args=list(QUIET))
-        yield found
-        found.close()
-
-
-def opened(browser: Browser, found: SelfTest, folder: Path, **context: Any) -> tuple[Page, list[str]]:
-    path = folder / "selftest.html"
-    path.write_text(render(found), encoding="utf-8")
-    page = browser.new_context(offline=True, **context).new_page()
-    trouble: list[str] = []
-    page.on("request", lambda request: trouble.append(request.url) if request.url != path.as_uri() else None)
-    page.on("console", lambda message: trouble.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.goto(path.as_uri())
-    return page, trouble
-
 
 def large() -> SelfTest:
     gates = tuple(f"some-check-{i}" for i in range(15))
@@ -321,8 +303,8 @@ def large() -> SelfTest:
 
 @pytest.mark.parametrize("width", [1400, 400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_overflows_or_is_asked_for(browser: Browser, tmp_path: Path, width: int, scheme: str) -> None:
-    page, trouble = opened(browser, large(), tmp_path, viewport={"width": width, "height": 900}, color_scheme=scheme)
+def test_nothing_overflows_or_is_asked_for(opened: Opened, width: int, scheme: str) -> None:
+    page, trouble = opened(render(large()), viewport={"width": width, "height": 900}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == width
     box = page.locator(".marks").first
     box.evaluate("e => e.scrollTo(300, 700)")  # header and first column stay
@@ -337,11 +319,10 @@ def test_nothing_overflows_or_is_asked_for(browser: Browser, tmp_path: Path, wid
     assert head["y"] == pytest.approx(frame["y"], abs=2)
     assert page.title() == "flashproof selftest"
     assert trouble == []
-    page.context.close()
 
 
-def test_rows_are_sorted_and_go_back_into_groups(browser: Browser, tmp_path: Path) -> None:
-    page, trouble = opened(browser, selftest(SURVIVOR), tmp_path)
+def test_rows_are_sorted_and_go_back_into_groups(opened: Opened) -> None:
+    page, trouble = opened(render(selftest(SURVIVOR)))
     table = page.locator(".matrix").first
 
     def shown() -> list[str]:
@@ -359,13 +340,11 @@ def test_rows_are_sorted_and_go_back_into_groups(browser: Browser, tmp_path: Pat
     table.locator("thead button", has_text="algebra").click()
     assert set(shown()[:3]) == {"coarse", "both", "formula"}
     assert trouble == []
-    page.context.close()
 
 
-def test_tables_need_no_script(browser: Browser, tmp_path: Path) -> None:
-    page, trouble = opened(browser, selftest(SURVIVOR), tmp_path, java_script_enabled=False)
+def test_tables_need_no_script(opened: Opened) -> None:
+    page, trouble = opened(render(selftest(SURVIVOR)), java_script_enabled=False)
     assert page.locator(".matrix").count() == 2
     assert page.get_by_role("img", name="bound: after 1 case of the survey (dq, out)").is_visible()
     assert not page.locator(".js").first.is_visible()
     assert trouble == []
-    page.context.close()

@@ -128,7 +128,8 @@ def _written(target: Path) -> int:
 def _recorded(out: Path, result: SelfTest) -> None:
     from ..reports.record import write_json_atomic
     from ..reports.rows import write_text_atomic
-    from ..reports.selftest_page import markdown, render
+    from ..reports.selftest_page import render
+    from ..reports.selftest_summary import markdown
 
     try:
         write_json_atomic(out / "selftest.json", result)

@@ -1,0 +1,44 @@
+"""A selftest as Markdown: a sentence, and two tables for a README."""
+
+from __future__ import annotations
+
+from . import words
+from .kills import SelfTest
+from .markdown import inline, table
+from .tallies import asked, checks, peers, sentence
+
+
+def peers_table(selftest: SelfTest) -> str:
+    """Per peer the mutants that it accepts, fewest first; nothing where no peer was asked."""
+    if not asked(selftest):
+        return ""
+    rows = (
+        (
+            f"**{p.name}**" if i == 0 else inline(p.name),
+            f"{p.accepts}" + (f", {p.unseen} of them in tensors that it does not compare" if p.unseen else ""),
+            inline(", ".join(p.subtle[:3])) or "–",
+        )
+        for i, p in enumerate(peers(selftest))
+    )
+    head = ("peer", f"mutants it accepts, of {len(selftest.mutants)}", "subtle ones among them, for example")
+    return words.encodable(table(head, rows))
+
+
+def checks_table(selftest: SelfTest) -> str:
+    """Per check the mutants that it kills, and those that no other does."""
+    rows = (
+        (
+            inline(c.name),
+            f"{c.kills}",
+            "–" if selftest.quick else f"{len(c.alone)}",
+            f"{inline(c.example.name)}: {inline(c.example.what)}" if c.example else "–",
+        )
+        for c in checks(selftest)
+    )
+    return words.encodable(table(("check", "kills", "only it kills", "for example"), rows))
+
+
+def markdown(selftest: SelfTest) -> str:
+    """The sentence and both tables."""
+    parts = (inline(sentence(selftest)), checks_table(selftest), peers_table(selftest))
+    return words.encodable("\n\n".join(filter(None, parts)) + "\n")
