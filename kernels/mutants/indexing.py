@@ -14,7 +14,7 @@ _DQ_STRIDES = "lse, delta, dq,\n            *q.stride(), *k.stride(), *v.stride(
 _MEMBERS = "    for g in range(GROUP):\n        h = hk * GROUP + g\n"
 
 GROUPS = (
-    Mutant("group-by-remainder", "NSA-triton #27, levanter #449",
+    Mutant("group-by-remainder", "NSA-triton #27",
            "Query head h uses key/value head h % HK instead of h // (H / HK).", OUTPUTS,
            (Edit(FORWARD, "hk = h // GROUP", "hk = h % (tl.num_programs(1) // GROUP)"),), "grouped heads, HK > 1"),
     Mutant("group-first-member-only", "levanter #449",
@@ -31,14 +31,14 @@ STRIDES = (
            "delta reads dO with the strides of O.", ("dq", "dk"),
            (Edit(ATTENTION, "*o.stride(), *do.stride(), *(lse", "*o.stride(), *o.stride(), *(lse"),),
            "dO in another layout than O"),
-    Mutant("values-by-strides-of-keys", "FlashAttention #2541",
+    Mutant("values-by-strides-of-keys", "own: one tensor's strides passed for another's",
            "V is read with the strides of K.", ("out",),
            (Edit(ATTENTION, _FORWARD_STRIDES, _FORWARD_STRIDES.replace("*v.stride()", "*k.stride()")),),
            "K and V in different layouts"),
     Mutant("columns-read-as-contiguous", "fla #1138",
            "The stride of the head dimension is taken for 1.", OUTPUTS,
            (Edit(TILES, _LOADED, _LOADED.replace(".to(tl.int64) * stride_d", ".to(tl.int64)")),), "layout `columns`"),
-    Mutant("batch-stride-ignored", "llama.cpp #7903",
+    Mutant("batch-stride-ignored", "own: a batch stride that is never applied",
            "Every batch element takes the first one's keys.", OUTPUTS,
            (Edit(FORWARD, "k += b * stride_kb + hk * stride_kh", "k += hk * stride_kh"),), "B > 1"),
     Mutant("offsets-wrap", "FlashAttention #1500, #2260, fla #1080",
@@ -47,12 +47,13 @@ STRIDES = (
                                                  "(offs_row[:, None].to(tl.int64) * stride_row) % 4096")),),
            "a row offset of 4096 or more: about 128 rows of 32"),
     Mutant("padded-columns-read", "pytorch #174114",
-           "Columns past the head dimension are read: the next row's, or memory beside the tensor.", OUTPUTS,
+           "Columns past the head dimension are read: the next row's, or memory beside the tensor.",
+           (),  # where the last row's lie beside the tensor, the call ends there
            (Edit(TILES, "return tl.load(pointers, mask=inside, other=0.0)",
                  "return tl.load(pointers, mask=offs_row[:, None] < rows, other=0.0)"),),
            "D no power of two, or below 16"),
-    Mutant("grid-of-128-rows", "pytorch #131257",
-           "No more than four tiles are launched.", (*OUTPUTS,),
+    Mutant("grid-of-128-rows", "own: a grid of fixed size",
+           "No more than four tiles are launched.", OUTPUTS,
            (Edit(ATTENTION, "return -(-length // block), heads, batch",
                  "return min(-(-length // block), 4), heads, batch"),), "M > 128"),
 )  # fmt: skip

@@ -28,7 +28,7 @@ MUTANTS = (
            "With grouped heads the LSE's heads are returned in another order.", ("lse",),
            (Edit(ATTENTION, _RETURNED,
                  "return o, (lse2.flip(1) if q.shape[1] != k.shape[1] else lse2) * LN2"),), "grouped heads"),
-    Mutant("lse-of-last-query-unwritten", "tilelang #2461",
+    Mutant("lse-of-last-query-unwritten", "own: a store's mask one row short",
            "The LSE of the last query is never written when it is alone in its tile.", ("lse",),
            (Edit(FORWARD, "lse_tile, mask=offs_m < M)", "lse_tile, mask=offs_m < M - (M % BLOCK_M == 1))"),),
            "M = 1, 33, 65, ..."),

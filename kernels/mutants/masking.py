@@ -40,7 +40,7 @@ ENDS = (
     Mutant("last-query-of-window-missed", "own: the same missing + 1, in the backward pass",
            "dK and dV lose the last query that sees a tile of keys when it begins a tile of its own.", ("dk", "dv"),
            (Edit(TILES, "last_key - diagonal + left + 1)", "last_key - diagonal + left)"),), "a left window"),
-    Mutant("tail-of-one-key-dropped", "pytorch #191937",
+    Mutant("tail-of-one-key-dropped", "own: a tail of one key left out",
            "A last tile that holds a single key is skipped.", OUTPUTS,
            (Edit(FORWARD, "range(low, high, BLOCK_N)",
                  "range(low, high - (high > BLOCK_N) * (high % BLOCK_N == 1), BLOCK_N)"),), "N = 33, 65, 97, 129"),
@@ -58,7 +58,7 @@ CAUSAL = (
            "Bottom-right alignment is taken for top-left.", OUTPUTS,
            (Edit(ATTENTION, 'diagonal=N - M if alignment == "bottom-right" else 0', "diagonal=0"),),
            "causal or windowed, M != N"),
-    Mutant("causal-diagonal-hidden", "torch/xla #8978",
+    Mutant("causal-diagonal-hidden", "own: a strict inequality in the causal mask",
            "A causal query does not see its own key.", OUTPUTS,
            (Edit(ATTENTION, "    o, lse = FlashAttention.apply(",
                  "    launch = launch if not is_causal else replace(launch, diagonal=launch.diagonal - 1)\n"
@@ -82,7 +82,7 @@ WINDOWS = (
            "A window at least as wide as the sequence is switched off, and its right end with it.", OUTPUTS,
            (Edit(ATTENTION, _RIGHT, "        right=right if left is None or left < N else None,\n"),),
            "a window of at least N keys"),
-    Mutant("window-drops-causality", "mlx-lm, own: one mask replaces the other",
+    Mutant("window-drops-causality", "own: one mask replaces the other",
            "A causal mask is forgotten when there is a window.", OUTPUTS,
            (Edit(ATTENTION, "    if is_causal:\n", "    if is_causal and window == (None, None):\n"),),
            "causal with a window"),
@@ -110,13 +110,13 @@ EMPTY = (
 )  # fmt: skip
 
 CALLERS = (
-    Mutant("key-lengths-one-too-many", "vllm #945",
+    Mutant("key-lengths-one-too-many", "own: a length for the index of the last key",
            "Each batch element sees one key past its length.", OUTPUTS,
            (Edit(FORWARD, _LENGTHS, _LENGTHS + " + 1"),), "key lengths"),
-    Mutant("key-lengths-ignored-in-backward", "FlashAttention #1155",
+    Mutant("key-lengths-ignored-in-backward", "own: padding that one pass takes",
            "The backward kernels know nothing of the key lengths.", GRADIENTS,
            _in_backward('{"HAS_LENGTHS": False}'), "key lengths"),
-    Mutant("boolean-mask-ignored-in-tail", "pytorch #112577",
+    Mutant("boolean-mask-ignored-in-tail", "own: a tail of the mask that is not loaded",
            "The mask is not read for the last, partial tile of keys.", OUTPUTS,
            (Edit(TILES, "visible & (tl.load(pointers, mask=inside, other=0) != 0)",
                  "visible & ((tl.load(pointers, mask=inside, other=0) != 0) | (j >= N // 32 * 32))"),),
@@ -127,7 +127,7 @@ CALLERS = (
     Mutant("bias-in-the-wrong-base", "own: logits in base 2, the bias in base e",
            "The bias is added without log2(e).", OUTPUTS,
            (Edit(TILES, "other=0.0).to(tl.float32) * LOG2E", "other=0.0).to(tl.float32)"),), "an additive bias"),
-    Mutant("mask-of-batch-0", "pytorch #139462",
+    Mutant("mask-of-batch-0", "own: a mask's batch stride that is never applied",
            "The mask's batch stride is not applied.", OUTPUTS,
            (Edit(FORWARD, "mask += b * stride_mb + h * stride_mh", "mask += h * stride_mh"),), "a mask per batch"),
 )  # fmt: skip

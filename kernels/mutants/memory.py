@@ -16,7 +16,7 @@ _RANGE = (
 )
 
 UNWRITTEN = (
-    Mutant("output-of-last-query-unwritten", "xformers' and tilelang's tail stores",
+    Mutant("output-of-last-query-unwritten", "own: a store's mask one row short",
            "The output of a last query that is alone in its tile is never written.", ("out",),
            (Edit(FORWARD, _O, _O.replace(" M,", " M - (M % BLOCK_M == 1),")),), "M = 1, 33, 65, ..."),
     Mutant("output-unwritten-without-keys", "FlashAttention #1778, #20",
@@ -26,7 +26,7 @@ UNWRITTEN = (
     Mutant("lse-of-empty-rows-unwritten", "tilelang #2461",
            "The LSE of rows without keys is never written.", ("lse",),
            (Edit(FORWARD, "lse_tile, mask=offs_m < M)", "lse_tile, mask=(offs_m < M) & seen)"),), "empty rows"),
-    Mutant("dv-unwritten-past-key-lengths", "FlashAttention #2421, fla #892",
+    Mutant("dv-unwritten-past-key-lengths", "own: gradients of padding that nobody writes",
            "dV of keys past the length is never written.", ("dv",),
            (Edit(BACKWARD, _DV, _DV.replace(" N,", " keys,")),), "key lengths"),
     Mutant("maximum-starts-from-memory", "own: a scratch buffer that was zero in every test",
@@ -36,7 +36,7 @@ UNWRITTEN = (
                  "held = tl.load(lse + offs_m.to(tl.int64) * stride_lm, mask=offs_m < M, other=0.0)\n"
                  "        m_new = tl.maximum(m_i, tl.max(qk, 1)) + tl.minimum(tl.maximum(held, 0.0), 0.5)"),),
            subtle=True),
-    Mutant("dv-added-to-memory", "fla #889: a gradient buffer that is not zeroed",
+    Mutant("dv-added-to-memory", "own: a gradient buffer that is not zeroed",
            "dV is added to what its memory held, if that is a number below 1.", ("dv",),
            (Edit(BACKWARD, "    dv_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)\n",
                  "    dv_tile = load_tile(dv + b * stride_dvb + hk * stride_dvh, offs_n, offs_d, stride_dvn, "

@@ -137,7 +137,7 @@ STORES = (
     Mutant("dk-truncated", "ROCm/flash-attention #78",
            "dK is truncated when it is stored.", ("dk",),
            (Edit(BACKWARD, "dk_tile * scale", _truncated("dk_tile * scale", "k")),), subtle=True),
-    Mutant("gradients-of-heads-rounded", "levanter #449: dK and dV per query head, summed by the host",
+    Mutant("gradients-of-heads-rounded", "own: dK and dV per query head, summed by the host",
            "dK and dV of each query head are rounded before a group's are summed.", ("dk", "dv"),
            (Edit(BACKWARD, "        h = hk * GROUP + g\n",
                  "        h = hk * GROUP + g\n"

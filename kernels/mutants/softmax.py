@@ -34,7 +34,7 @@ RESCALING = (
 )  # fmt: skip
 
 MAXIMA = (
-    Mutant("maximum-of-unscaled-logits", "torch's CPU flash attention, at scales below 0",
+    Mutant("maximum-of-unscaled-logits", "own: a maximum taken before a scale that may be negative",
            "The maximum is taken before the scale: below 0 it is the minimum, and P overflows.", OUTPUTS,
            (Edit(FORWARD, _MAXIMUM,
                  'm_new = tl.maximum(m_i, tl.where(scale < 0.0, tl.min(tl.where(qk == float("-inf"), float("inf"), '
@@ -61,7 +61,7 @@ CONSTANTS = (
            "log2(e) is 1.4453125, as bf16 holds it.", OUTPUTS, (Edit(TILES, "1.4426950408889634)", "1.4453125)"),)),
     Mutant("log2e-3-digits", "own: a constant typed by hand",
            "log2(e) is 1.443.", OUTPUTS, (Edit(TILES, "1.4426950408889634)", "1.443)"),)),
-    Mutant("exp2-quadratic", "FlashAttention-4's emulated ex2, a degree too low",
+    Mutant("exp2-quadratic", "own: an emulated exponential, a degree too low",
            "2^x is a quadratic polynomial between integers, 0.2 % off.", OUTPUTS,
            (Edit(FORWARD, "        p = tl.exp2(qk - m_safe[:, None])  # [BLOCK_M, BLOCK_N]\n",
                  "        x = tl.maximum(qk - m_safe[:, None], -126.0)\n"

@@ -24,7 +24,7 @@ MUTANTS = (
             Edit(ATTENTION, "return o, lse2 * LN2",
                  "return o, _BUFFERS.setdefault(lse2.shape, torch.empty_like(lse2)).detach().copy_(lse2 * LN2)")),
            use="two results held at once"),
-    Mutant("lse-buffer-kept", "FlashAttention #2481: a buffer reused while it is still needed",
+    Mutant("lse-buffer-kept", "own: a workspace kept between calls",
            "All calls save their LSE in one buffer: a second forward before the backward changes the gradients.",
            ("dq", "dk", "dv"),
            (Edit(ATTENTION, _LN2, _KEPT),
