@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
+from .places import ACC, DS_OF_DQ, HIDDEN, P_LOW
 from .source import BACKWARD, FORWARD, OUTPUTS, TILES, Edit, Mutant
 
-_P_LOW = "p_low = p.to(v.dtype.element_ty)"
 _V_TILE = "v_tile = load_tile(v, offs_n, offs_d, stride_vn, stride_vd, keys, HEAD_DIM)  # [BLOCK_N, BLOCK_D]\n"
-_QK = 'qk = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * (scale * LOG2E)'
-_ACC = 'acc = tl.dot(p_low, v_tile, acc * alpha[:, None], input_precision="ieee")\n'
-_HIDDEN = 'return tl.where(visible, qk, float("-inf"))'
 
 
 def _wrong(where: str) -> tuple[Edit, ...]:
     """Values off by 1/64 where a condition of the kernel's arguments holds."""
     return (
-        Edit(FORWARD, _ACC, _ACC.replace("v_tile", f"tl.where({where}, v_tile * 1.015625, v_tile).to(v_tile.dtype)")),
+        Edit(FORWARD, ACC, ACC.replace("v_tile", f"tl.where({where}, v_tile * 1.015625, v_tile).to(v_tile.dtype)")),
     )
 
 
 DTYPES = (
     Mutant("fp16-subnormal-weights-flushed", "own: a device that flushes subnormal halves",
            "In fp16 P below 2^-14 is 0.", ("out",),
-           (Edit(FORWARD, _P_LOW, "p_low = tl.where((p < 0.00006103515625) & (v.dtype.element_ty == tl.float16), 0.0, "
+           (Edit(FORWARD, P_LOW, "p_low = tl.where((p < 0.00006103515625) & (v.dtype.element_ty == tl.float16), 0.0, "
                  "p).to(v.dtype.element_ty)"),), "fp16; rows with weights below 2^-14", subtle=True),
     Mutant("fp16-gradients-overflow", "own: dP kept in the input's dtype",
            "dP is rounded to fp16, and infinite beyond 65504, for fp16 inputs alone.", ("dq",),
-           (Edit(BACKWARD, "ds = p * (dp - delta_tile[:, None])",
+           (Edit(BACKWARD, DS_OF_DQ,
                  "ds = p * (dp.to(tl.float16 if k.dtype.element_ty == tl.float16 else tl.float32).to(tl.float32) "
                  "- delta_tile[:, None])"),), "fp16", subtle=True),
 )  # fmt: skip
@@ -44,7 +41,7 @@ SIZES = (
 VALUES = (
     Mutant("logits-clamped-at-1000", "own: a clamp against overflow",
            "Logits are clamped at 1000.", OUTPUTS,
-           (Edit(TILES, _HIDDEN, _HIDDEN.replace("qk,", "tl.minimum(qk, 1442.695),")),), "logits beyond 1000"),
+           (Edit(TILES, HIDDEN, HIDDEN.replace("qk,", "tl.minimum(qk, 1442.695),")),), "logits beyond 1000"),
     Mutant("values-saturate-at-48", "own: values clipped to the range of a narrow format",
            "V is clipped to [-48, 48].", ("out",),
            (Edit(FORWARD, _V_TILE,
@@ -64,7 +61,7 @@ VALUES = (
                  "0.00006103515625, 0.0, v_tile).to(v_tile.dtype)\n"),), "tiny values", subtle=True),
     Mutant("saturated-rows", "pytorch #121558",
            "A weight of exactly 1 is rounded down to the next number of the dtype.", ("out",),
-           (Edit(FORWARD, _P_LOW, "p_low = tl.where(p == 1.0, 0.9990234375, p).to(v.dtype.element_ty)"),), subtle=True),
+           (Edit(FORWARD, P_LOW, "p_low = tl.where(p == 1.0, 0.9990234375, p).to(v.dtype.element_ty)"),), subtle=True),
 )  # fmt: skip
 
 MUTANTS = (*DTYPES, *SIZES, *VALUES)

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from .places import DELTA_STORE, DS_OF_DQ
 from .source import ATTENTION, BACKWARD, Edit, Mutant
 
-_DELTA_KV = "ds = p * (dp - tl.load(pointers, mask=offs_m < M, other=0.0)[:, None])"
-_DELTA_Q = "ds = p * (dp - delta_tile[:, None])"
 _DP = 'dp = tl.dot(do_tile, tl.trans(v_tile), input_precision="ieee")  # [BLOCK_M, BLOCK_N]\n'
 _DQ_LOOP = "for start_n in range(low, high, BLOCK_N):"
 _DKDV_LOOP = "for start_m in range(low, high, BLOCK_M):"
 
 DELTA = (
     Mutant("delta-forgotten-in-dq", "own: dS without its second term",
-           "dQ is formed from P * dP.", ("dq",), (Edit(BACKWARD, _DELTA_Q, "ds = p * dp"),)),
+           "dQ is formed from P * dP.", ("dq",), (Edit(BACKWARD, DS_OF_DQ, "ds = p * dp"),)),
     Mutant("delta-one-percent-off", "own: a delta as wrong as TransformerEngine, FLA in CI and cuDNN accept",
            "delta is 1 % too large.", ("dq", "dk"),
-           (Edit(BACKWARD, "    tl.store(pointers, sums, mask", "    tl.store(pointers, sums * 1.01, mask"),)),
+           (Edit(BACKWARD, DELTA_STORE, DELTA_STORE.replace("sums", "sums * 1.01")),)),
     Mutant("delta-a-thousandth-off", "own: a constant with too few digits in delta",
            "delta is 0.1 % too large.", ("dq", "dk"),
-           (Edit(BACKWARD, "    tl.store(pointers, sums, mask", "    tl.store(pointers, sums * 1.001, mask"),)),
+           (Edit(BACKWARD, DELTA_STORE, DELTA_STORE.replace("sums", "sums * 1.001")),)),
     Mutant("dp-of-half-the-values", "FLA, test_parallel_bwd_full_value_reduction",
            "dP of dQ sums over the first 64 columns of V alone.", ("dq",),
-           (Edit(BACKWARD, _DP + "        " + _DELTA_Q,
-                 _DP.replace("v_tile", "tl.where(offs_d[None, :] < 64, v_tile, 0.0)") + "        " + _DELTA_Q),),
+           (Edit(BACKWARD, _DP + "        " + DS_OF_DQ,
+                 _DP.replace("v_tile", "tl.where(offs_d[None, :] < 64, v_tile, 0.0)") + "        " + DS_OF_DQ),),
            "D > 64"),
 )  # fmt: skip
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from .places import LN2, P_LOW, RETURNED, SCALE
 from .source import ATTENTION, FORWARD, OUTPUTS, Edit, Mutant
 
 _TILES = "tiles=default_tiles(D, query.dtype, query.device) if tiles is None else tiles,"
-_LN2 = "LN2 = math.log(2.0)"
-_SCALE = "scale=1.0 / math.sqrt(D) if scale is None else float(scale),"
+_CALLS = LN2 + "\n_CALLS: list[int] = []"
+_FORWARD_ENDS = "    return o, lse\n\n\ndef backward("
 
 MUTANTS = (
     Mutant("raises-without-keys", "FlashAttention #2470",
@@ -14,7 +15,7 @@ MUTANTS = (
            (Edit(ATTENTION, "    N = key.shape[2]\n", "    N = key.shape[2]\n    _splits = M // N\n"),), "N = 0"),
     Mutant("output-in-fp32", "own: an accumulator returned as it is",
            "The output is fp32, whatever the inputs are.", (),
-           (Edit(ATTENTION, "return o, lse2 * LN2", "return o.float(), lse2 * LN2"),)),
+           (Edit(ATTENTION, RETURNED, "return o.float(), lse2 * LN2"),)),
     Mutant("inference-ignores-causality", "own: a separate path for inference",
            "Without gradients a causal mask is forgotten.", OUTPUTS,
            (Edit(ATTENTION, "    if is_causal:\n",
@@ -22,11 +23,11 @@ MUTANTS = (
            "causal, without gradients"),
     Mutant("inference-scale-off", "FlashAttention #907: training and inference differ",
            "Without gradients the scale is 0.2 % larger.", OUTPUTS,
-           (Edit(ATTENTION, _SCALE, "scale=(1.0 if any(x.requires_grad for x in (query, key, value)) else 1.002) * "
+           (Edit(ATTENTION, SCALE, "scale=(1.0 if any(x.requires_grad for x in (query, key, value)) else 1.002) * "
                  "(1.0 / math.sqrt(D) if scale is None else float(scale)),"),), "without gradients"),
     Mutant("tiles-by-call", "own: autotuning that goes on in use",
            "Every other call takes other tiles: each is right, but no two agree.", OUTPUTS,
-           (Edit(ATTENTION, _LN2, _LN2 + "\n_CALLS: list[int] = []"),
+           (Edit(ATTENTION, LN2, _CALLS),
             Edit(ATTENTION, _TILES, "tiles=((32, 32), (16, 16))[len(_CALLS) % 2] if tiles is None else tiles,"),
             Edit(ATTENTION, "    left, right = window\n", "    left, right = window\n    _CALLS.append(0)\n")),
            "more than one tile of keys"),
@@ -43,16 +44,16 @@ MUTANTS = (
            "one call in eight"),
     Mutant("first-call-wrong", "own: a tuner that runs the kernel on the caller's buffers",
            "The first call of a process adds its output twice.", ("out",),
-           (Edit(ATTENTION, _LN2, _LN2 + "\n_CALLS: list[int] = []"),
-            Edit(ATTENTION, "    return o, lse\n\n\ndef backward(",
+           (Edit(ATTENTION, LN2, _CALLS),
+            Edit(ATTENTION, _FORWARD_ENDS,
                  "    if not _CALLS:\n        o *= 2\n    _CALLS.append(0)\n    return o, lse\n\n\ndef backward(")),
            "the first call of a process"),
     Mutant("stochastic-rounding", "own: dropout left on",
            "The output is rounded at random.", ("out",),
-           (Edit(ATTENTION, "    return o, lse\n\n\ndef backward(",
+           (Edit(ATTENTION, _FORWARD_ENDS,
                  "    return o * (1 + torch.rand_like(o.float()) * 2**-10).to(o.dtype), lse\n\n\ndef backward("),)),
     Mutant("wide-heads-in-bf16", "own: a launch configuration cached by shape",
            "From D = 64 on P passes through bf16: a configuration for another dtype.", ("out",),
-           (Edit(FORWARD, "p_low = p.to(v.dtype.element_ty)",
+           (Edit(FORWARD, P_LOW,
                  "p_low = (p.to(tl.bfloat16) if HEAD_DIM >= 64 else p).to(v.dtype.element_ty)"),), "fp16, D >= 64"),
 )  # fmt: skip

@@ -9,9 +9,6 @@ _LOADED = (
     "* stride_row + offs_d[None, :].to(tl.int64) * stride_d"
 )
 _FORWARD_STRIDES = "*q.stride(), *k.stride(), *v.stride(), *mask_strides, *o.stride(), *lse.stride(),"
-_DKDV_STRIDES = "lse, delta, dk, dv,\n            *q.stride(), *k.stride(), *v.stride(), *do.stride(),"
-_DQ_STRIDES = "lse, delta, dq,\n            *q.stride(), *k.stride(), *v.stride(), *do.stride(),"
-_MEMBERS = "    for g in range(GROUP):\n        h = hk * GROUP + g\n"
 
 GROUPS = (
     Mutant("group-by-remainder", "NSA-triton #27",

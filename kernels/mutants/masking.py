@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from .places import BIAS, DENOMINATOR, EXP2, HIDDEN, MAXIMUM_LINE
 from .source import ATTENTION, BACKWARD, FORWARD, GRADIENTS, OUTPUTS, TILES, Edit, Mutant
 
 _COMMON = "    common = launch.arguments(q, k)\n"
-_EXP2 = "return tl.exp2(qk - lse_tile[:, None])"
-_MAXIMUM = "        m_new = tl.maximum(m_i, tl.max(qk, 1))  # [BLOCK_M]\n"
-_HIDDEN = 'return tl.where(visible, qk, float("-inf"))'
+_BACKWARD_P = "return tl.exp2(qk - lse_tile[:, None])"
 _LENGTHS = "tl.load(key_lengths + b).to(tl.int32)"
+_KEYS = "range(low, high, BLOCK_N)"
 _RIGHT = "        right=right,\n"
 
 
@@ -20,12 +20,12 @@ def _in_backward(change: str) -> tuple[Edit, ...]:
 ENDS = (
     Mutant("tail-keys-counted", "tiny-flash-attention #12, JAX Pallas #27224, SageAttention #19",
            "Keys past the end of the last tile enter the softmax with a logit of 0.", OUTPUTS,
-           (Edit(FORWARD, _MAXIMUM, "        qk = tl.where(offs_n[None, :] < keys, qk, 0.0)\n" + _MAXIMUM),),
+           (Edit(FORWARD, MAXIMUM_LINE, "        qk = tl.where(offs_n[None, :] < keys, qk, 0.0)\n" + MAXIMUM_LINE),),
            "key lengths that no tile divides"),
     Mutant("tail-keys-in-backward", "FA2 #443",
            "The backward pass has P of keys past the end as exp(0 - LSE), which overflows for very negative LSE.",
            GRADIENTS,
-           (Edit(BACKWARD, _EXP2,
+           (Edit(BACKWARD, _BACKWARD_P,
                  "return tl.exp2(tl.where(offs_n[None, :] < keys, qk, 0.0) - lse_tile[:, None])"),),
            "key padding, or logits far below 0"),
     Mutant("last-visible-tile-missed", "own: a missing + 1 in a tile bound",
@@ -42,11 +42,11 @@ ENDS = (
            (Edit(TILES, "last_key - diagonal + left + 1)", "last_key - diagonal + left)"),), "a left window"),
     Mutant("tail-of-one-key-dropped", "own: a tail of one key left out",
            "A last tile that holds a single key is skipped.", OUTPUTS,
-           (Edit(FORWARD, "range(low, high, BLOCK_N)",
+           (Edit(FORWARD, _KEYS,
                  "range(low, high - (high > BLOCK_N) * (high % BLOCK_N == 1), BLOCK_N)"),), "N = 33, 65, 97, 129"),
     Mutant("keys-beyond-256-ignored", "own: a loop bound from a tuned configuration",
            "No query looks at keys from 256 on.", OUTPUTS,
-           (Edit(FORWARD, "range(low, high, BLOCK_N)", "range(low, tl.minimum(high, 256), BLOCK_N)"),),
+           (Edit(FORWARD, _KEYS, "range(low, tl.minimum(high, 256), BLOCK_N)"),),
            "N > 256: profile ci"),
 )  # fmt: skip
 
@@ -98,15 +98,15 @@ EMPTY = (
            (Edit(FORWARD, 'm_safe = tl.where(m_new == float("-inf"), 0.0, m_new)', "m_safe = m_new"),),
            "first tile hidden, or empty rows"),
     Mutant("mask-value-minus-10000", "nGPT #11, burn #4697",
-           "Hidden logits are -10000 instead of -inf.", OUTPUTS, (Edit(TILES, _HIDDEN, "return tl.where(visible, qk, "
+           "Hidden logits are -10000 instead of -inf.", OUTPUTS, (Edit(TILES, HIDDEN, "return tl.where(visible, qk, "
            "-10000.0)"),), "empty rows, or logits below -10000"),
     Mutant("hidden-keys-leak", "own: an exponential that never returns 0",
            "The exponent is clamped at -24, so that hidden keys keep a weight of 2^-24.", OUTPUTS,
-           (Edit(FORWARD, "p = tl.exp2(qk - m_safe[:, None])", "p = tl.exp2(tl.maximum(qk - m_safe[:, None], -24.0))"),
+           (Edit(FORWARD, EXP2, "p = tl.exp2(tl.maximum(qk - m_safe[:, None], -24.0))"),
             ), "any mask, or lengths that no tile divides", subtle=True),
     Mutant("empty-row-is-nan", "flash-attention's reference, pytorch #41508",
            "The output of a row without keys is 0 / 0.", ("out",),
-           (Edit(FORWARD, "tl.where(seen, w_i, 1.0)", "w_i"),), "empty rows"),
+           (Edit(FORWARD, DENOMINATOR, "w_i"),), "empty rows"),
 )  # fmt: skip
 
 CALLERS = (
@@ -126,7 +126,7 @@ CALLERS = (
            (Edit(ATTENTION, _COMMON, _COMMON + '    common["MASK_KIND"] &= 1\n'),), "an additive bias"),
     Mutant("bias-in-the-wrong-base", "own: logits in base 2, the bias in base e",
            "The bias is added without log2(e).", OUTPUTS,
-           (Edit(TILES, "other=0.0).to(tl.float32) * LOG2E", "other=0.0).to(tl.float32)"),), "an additive bias"),
+           (Edit(TILES, BIAS, "other=0.0).to(tl.float32)"),), "an additive bias"),
     Mutant("mask-of-batch-0", "own: a mask's batch stride that is never applied",
            "The mask's batch stride is not applied.", OUTPUTS,
            (Edit(FORWARD, "mask += b * stride_mb + h * stride_mh", "mask += h * stride_mh"),), "a mask per batch"),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from .places import GROUP_LOOP, LSE_STORE, MAXIMUM
 from .source import ATTENTION, BACKWARD, FORWARD, OUTPUTS, Edit, Mutant
 
 _O = "store_tile(o, o_tile, offs_m, offs_d, stride_om, stride_od, M, HEAD_DIM)"
 _DK = "dk + b * stride_dkb + hk * stride_dkh, dk_tile * scale, offs_n, offs_d, stride_dkn, stride_dkd, N, HEAD_DIM"
 _DV = "store_tile(dv + b * stride_dvb + hk * stride_dvh, dv_tile, offs_n, offs_d, stride_dvn, stride_dvd, N, HEAD_DIM)"
-_DQ = "dq + b * stride_dqb + h * stride_dqh, dq_tile * scale, offs_m, offs_d, stride_dqm, stride_dqd, M, HEAD_DIM"
-_MEMBERS = "    for g in range(GROUP):\n        h = hk * GROUP + g\n"
 _EMPTY = "dq, dk, dv = (torch.empty_like("
 _RANGE = (
     "    low, high = key_range(start_m, M, keys, diagonal, left, right, HAS_LEFT, HAS_RIGHT, BLOCK_M, BLOCK_N)\n\n"
@@ -25,14 +24,14 @@ UNWRITTEN = (
            "tiles that see no key: M > N bottom-right, key length 0, N = 0"),
     Mutant("lse-of-empty-rows-unwritten", "tilelang #2461",
            "The LSE of rows without keys is never written.", ("lse",),
-           (Edit(FORWARD, "lse_tile, mask=offs_m < M)", "lse_tile, mask=(offs_m < M) & seen)"),), "empty rows"),
+           (Edit(FORWARD, LSE_STORE, LSE_STORE.replace("offs_m < M", "(offs_m < M) & seen")),), "empty rows"),
     Mutant("dv-unwritten-past-key-lengths", "own: gradients of padding that nobody writes",
            "dV of keys past the length is never written.", ("dv",),
            (Edit(BACKWARD, _DV, _DV.replace(" N,", " keys,")),), "key lengths"),
     Mutant("maximum-starts-from-memory", "own: a scratch buffer that was zero in every test",
            "What the LSE's memory held before, up to 1/2, is added to the running maximum: only bits change.",
            OUTPUTS,
-           (Edit(FORWARD, "m_new = tl.maximum(m_i, tl.max(qk, 1))",
+           (Edit(FORWARD, MAXIMUM,
                  "held = tl.load(lse + offs_m.to(tl.int64) * stride_lm, mask=offs_m < M, other=0.0)\n"
                  "        m_new = tl.maximum(m_i, tl.max(qk, 1)) + tl.minimum(tl.maximum(held, 0.0), 0.5)"),),
            subtle=True),
@@ -51,7 +50,7 @@ RACES = (
             Edit(ATTENTION, "_grid(N, launch.tiles[1], HK, B)", "_grid(N, launch.tiles[1], H, B)"),
             Edit(BACKWARD, "    hk = tl.program_id(1).to(tl.int64)\n",
                  "    head = tl.program_id(1).to(tl.int64)\n    hk = head // GROUP\n"),
-            Edit(BACKWARD, _MEMBERS, "    for g in range(1):\n        h = head + g\n"),
+            Edit(BACKWARD, GROUP_LOOP, "    for g in range(1):\n        h = head + g\n"),
             Edit(BACKWARD, _DK, _DK.replace(
                 "dk_tile * scale", "dk_tile * scale + load_tile(dk + b * stride_dkb + hk * stride_dkh, offs_n, offs_d, "
                 "stride_dkn, stride_dkd, N, HEAD_DIM)")),

@@ -5,19 +5,16 @@ Most are invisible to a comparison of largest errors with a tolerance; they are 
 
 from __future__ import annotations
 
+from .places import ACC, ALPHA, BIAS, DELTA_STORE, DENOMINATOR, DS_OF_DQ, EXP2, P_LOW, ROW_SUM, WEIGHT_SUM
 from .source import ATTENTION, BACKWARD, FORWARD, GRADIENTS, OUTPUTS, TILES, Edit, Mutant
 
-_QK = 'qk = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * (scale * LOG2E)'
-_P_LOW = "p_low = p.to(v.dtype.element_ty)"
-_O = "tl.div_rn(acc, tl.where(seen, w_i, 1.0)[:, None])"
-_O_DOT = 'acc = tl.dot(p_low, v_tile, acc * alpha[:, None], input_precision="ieee")'
+_O = f"tl.div_rn(acc, {DENOMINATOR}[:, None])"
 _DQ_DOT = 'dq_tile = tl.dot(ds.to(k.dtype.element_ty), k_tile, dq_tile, input_precision="ieee")'
 _DK_DOT = 'dk_tile = tl.dot(tl.trans(ds.to(q.dtype.element_ty)), q_tile, dk_tile, input_precision="ieee")'
 _DV_DOT = 'dv_tile = tl.dot(tl.trans(p.to(do.dtype.element_ty)), do_tile, dv_tile, input_precision="ieee")'
 _DOT = 'tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")'
+_QK = f"qk = {_DOT} * (scale * LOG2E)"
 _QK_ROUNDED = f"{_DOT}.to(q_tile.dtype).to(tl.float32)"
-_TERMS = "o_tile.to(tl.float32) * do_tile.to(tl.float32)"
-_SUMS = "    tl.store(pointers, sums, mask=offs_m < M)"
 
 
 def _rounded(value: str, tensor: str) -> str:
@@ -32,10 +29,10 @@ def _truncated(value: str, tensor: str) -> str:
     return f"(({value}).to(tl.int32, bitcast=True) & {kept}).to(tl.float32, bitcast=True)"
 
 
-def _dot_rounded(dot: str, tensor: str) -> str:
-    """`x = tl.dot(...)` with the result rounded."""
-    name, product = dot.split(" = ", 1)
-    return f"{name} = {_rounded(product, tensor)}"
+def _result_rounded(line: str, tensor: str) -> str:
+    """`x = ...` with the result rounded."""
+    name, value = line.split(" = ", 1)
+    return f"{name} = {_rounded(value, tensor)}"
 
 
 SCORES = (
@@ -46,13 +43,13 @@ SCORES = (
            "Both passes round q.k to the input's dtype.", OUTPUTS,
            (Edit(FORWARD, _DOT, _rounded(_DOT, "q")), Edit(BACKWARD, _QK, _QK.replace(_DOT, _QK_ROUNDED)))
            , subtle=True),
-    Mutant("keys-scaled-in-half", "Triton tutorial 06, `arg_k = k * (sm_scale * RCP_LN2)`",
+    Mutant("keys-scaled-in-half", "Triton tutorial 06, `arg_k = arg_k * (ctx.sm_scale * RCP_LN2)`",
            "The backward pass multiplies the keys by the scale and rounds them.", GRADIENTS,
            (Edit(BACKWARD, _QK, 'qk = tl.dot(q_tile, tl.trans((k_tile * (scale * LOG2E)).to(k_tile.dtype)), '
                  'input_precision="ieee")'),), subtle=True),
     Mutant("bias-in-half", "own: a product in the mask's dtype",
            "The bias times log2(e) is rounded to the bias's dtype.", OUTPUTS,
-           (Edit(TILES, "other=0.0).to(tl.float32) * LOG2E",
+           (Edit(TILES, BIAS,
                  "other=0.0).to(tl.float32) * LOG2E).to(mask.dtype.element_ty).to(tl.float32)"),
             Edit(TILES, "qk += tl.load(", "qk += (tl.load(")), "an additive bias", subtle=True),
 )  # fmt: skip
@@ -60,7 +57,7 @@ SCORES = (
 WEIGHTS = (
     Mutant("exponent-in-half", "own: the argument of a fast exponential",
            "In the forward pass the score less the maximum is rounded to the input's dtype.", ("out",),
-           (Edit(FORWARD, "p = tl.exp2(qk - m_safe[:, None])",
+           (Edit(FORWARD, EXP2,
                  "p = tl.exp2((qk - m_safe[:, None]).to(v.dtype.element_ty).to(tl.float32))"),), subtle=True),
     Mutant("scores-in-half-in-backward", "own: S kept in half for the backward pass",
            "The backward pass recomputes P from scores rounded to the input's dtype.", GRADIENTS,
@@ -73,7 +70,7 @@ WEIGHTS = (
            "fp16", subtle=True),
     Mutant("p-truncated", "ROCm/flash-attention #78",
            "P is truncated to the value's dtype instead of rounded.", ("out",),
-           (Edit(FORWARD, _P_LOW, f"p_low = {_truncated('p', 'v')}.to(v.dtype.element_ty)"),), subtle=True),
+           (Edit(FORWARD, P_LOW, f"p_low = {_truncated('p', 'v')}.to(v.dtype.element_ty)"),), subtle=True),
     Mutant("p-truncated-in-backward", "ROCm/flash-attention #78",
            "P is truncated before P^T dO.", ("dv",),
            (Edit(BACKWARD, _DV_DOT, _DV_DOT.replace("p.to(", _truncated("p", "do") + ".to(")),), subtle=True),
@@ -83,7 +80,7 @@ WEIGHTS = (
             Edit(BACKWARD, _DK_DOT, _DK_DOT.replace("ds.to(", _truncated("ds", "q") + ".to("))), subtle=True),
     Mutant("dp-in-half", "jax #40128",
            "dP is rounded to the input's dtype before delta is taken from it.", ("dq", "dk"),
-           (Edit(BACKWARD, "ds = p * (dp - delta_tile[:, None])",
+           (Edit(BACKWARD, DS_OF_DQ,
                  f"ds = p * ({_rounded('dp', 'k')} - delta_tile[:, None])"),
             Edit(BACKWARD, "ds = p * (dp - tl.load(", f"ds = p * ({_rounded('dp', 'k')} - tl.load("))),
 )  # fmt: skip
@@ -91,18 +88,16 @@ WEIGHTS = (
 ACCUMULATORS = (
     Mutant("output-accumulated-in-half", "ring-flash-attention #22, SageAttention's fp16 accumulators",
            "The output is rounded to the input's dtype after every tile.", ("out",),
-           (Edit(FORWARD, _O_DOT, _dot_rounded(_O_DOT, "v")),), subtle=True),
+           (Edit(FORWARD, ACC, _result_rounded(ACC, "v")),), subtle=True),
     Mutant("row-sum-in-half", "own: an accumulator of the input's dtype",
            "l is rounded to the input's dtype after every tile.", ("lse",),
-           (Edit(FORWARD, "l_i = l_i * alpha + tl.sum(p, 1)", f"l_i = {_rounded('l_i * alpha + tl.sum(p, 1)', 'v')}"),)
-           ),
+           (Edit(FORWARD, ROW_SUM, _result_rounded(ROW_SUM, "v")),)),
     Mutant("weight-sum-in-half", "own: an accumulator of the input's dtype",
            "The sum that O is divided by is rounded to the input's dtype after every tile.", ("out",),
-           (Edit(FORWARD, "w_i = w_i * alpha + tl.sum(p_low.to(tl.float32), 1)",
-                 f"w_i = {_rounded('w_i * alpha + tl.sum(p_low.to(tl.float32), 1)', 'v')}"),), subtle=True),
+           (Edit(FORWARD, WEIGHT_SUM, _result_rounded(WEIGHT_SUM, "v")),), subtle=True),
     Mutant("rescale-in-half", "own: a factor of the input's dtype",
            "The factor that rescales sums and output is rounded to the input's dtype.", OUTPUTS,
-           (Edit(FORWARD, "alpha = tl.exp2(m_i - m_safe)", f"alpha = {_rounded('tl.exp2(m_i - m_safe)', 'v')}"),),
+           (Edit(FORWARD, ALPHA, _result_rounded(ALPHA, "v")),),
            "more than one tile of keys"),
     Mutant("output-alone-rescaled-in-half", "own: a factor of the input's dtype",
            "The output is rescaled by a factor in the input's dtype, the sums by one in fp32.", ("out",),
@@ -110,14 +105,14 @@ ACCUMULATORS = (
            "more than one tile of keys", subtle=True),
     Mutant("dq-accumulated-in-half", "own: an accumulator of the input's dtype",
            "dQ is rounded to the input's dtype after every tile.", ("dq",),
-           (Edit(BACKWARD, _DQ_DOT, _dot_rounded(_DQ_DOT, "k")),), "more than one tile of keys", subtle=True),
+           (Edit(BACKWARD, _DQ_DOT, _result_rounded(_DQ_DOT, "k")),), "more than one tile of keys", subtle=True),
     Mutant("dv-accumulated-in-half", "own: an accumulator of the input's dtype",
            "dV is rounded to the input's dtype after every tile.", ("dv",),
-           (Edit(BACKWARD, _DV_DOT, _dot_rounded(_DV_DOT, "do")),),
+           (Edit(BACKWARD, _DV_DOT, _result_rounded(_DV_DOT, "do")),),
            "more than one tile of queries, or grouped heads"),
     Mutant("delta-in-half", "own: a buffer of the input's dtype",
            "delta is kept in the input's dtype.", ("dq", "dk"),
-           (Edit(BACKWARD, _SUMS, _SUMS.replace("sums", _rounded("sums", "o"))),)),
+           (Edit(BACKWARD, DELTA_STORE, DELTA_STORE.replace("sums", _rounded("sums", "o"))),)),
 )  # fmt: skip
 
 STORES = (

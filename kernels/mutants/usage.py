@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from .places import LN2, RETURNED
 from .source import ATTENTION, Edit, Mutant
 
-_LN2 = "LN2 = math.log(2.0)"
-_KEPT = _LN2 + "\n_BUFFERS: dict[Any, Tensor] = {}"
+_KEPT = LN2 + "\n_BUFFERS: dict[Any, Tensor] = {}"
 _O = "    o = torch.empty_like(q, memory_format=torch.contiguous_format)\n"
 _LSE = "    lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)\n"
 _BACKWARD = "return *backward(q, k, v, o, lse2, do, dlse, ctx.launch), None"
@@ -14,20 +14,20 @@ MUTANTS = (
     Mutant("output-buffer-kept", "own: a workspace kept between calls",
            "Calls of one shape and dtype return the same memory: the second overwrites the first one's output.",
            ("out",),
-           (Edit(ATTENTION, _LN2, _KEPT),
+           (Edit(ATTENTION, LN2, _KEPT),
             Edit(ATTENTION, _O, _O.replace("o = ", "fresh = ") +
                  "    o = _BUFFERS.setdefault((q.shape, q.dtype), fresh).detach()\n")),
            use="two results held at once"),
     Mutant("returned-lse-kept", "own: a workspace kept between calls",
            "Calls of one shape return their LSE in the same memory.", ("lse",),
-           (Edit(ATTENTION, _LN2, _KEPT),
-            Edit(ATTENTION, "return o, lse2 * LN2",
+           (Edit(ATTENTION, LN2, _KEPT),
+            Edit(ATTENTION, RETURNED,
                  "return o, _BUFFERS.setdefault(lse2.shape, torch.empty_like(lse2)).detach().copy_(lse2 * LN2)")),
            use="two results held at once"),
     Mutant("lse-buffer-kept", "own: a workspace kept between calls",
            "All calls save their LSE in one buffer: a second forward before the backward changes the gradients.",
            ("dq", "dk", "dv"),
-           (Edit(ATTENTION, _LN2, _KEPT),
+           (Edit(ATTENTION, LN2, _KEPT),
             Edit(ATTENTION, _LSE, _LSE.replace("lse = ", "fresh = ") +
                  "    lse = _BUFFERS.setdefault((B, H, M), fresh).detach()\n")),
            use="two forward passes before a backward pass"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .places import DENOMINATOR, LN2, MAXIMUM_LINE, P_LOW
 from .source import ATTENTION, BACKWARD, FORWARD, TILES, Edit, Variant
 
 _KEYS = "    for start_n in range(low, high, BLOCK_N):\n        offs_n = start_n + tl.arange(0, BLOCK_N)\n"
@@ -51,11 +52,11 @@ VARIANTS = (
                   "    seen = l_i > 0.0\n"))),
     Variant("conditional-rescale",
             "As in FlashAttention-4: a row is rescaled only when its maximum grows by more than 2^8; P may reach 2^8.",
-            (Edit(FORWARD, "        m_new = tl.maximum(m_i, tl.max(qk, 1))  # [BLOCK_M]\n",
+            (Edit(FORWARD, MAXIMUM_LINE,
                   "        top = tl.max(qk, 1)  # [BLOCK_M]\n"
                   "        m_new = tl.where(top > m_i + 8.0, top, m_i)  # -inf + 8 is -inf\n"),)),
     Variant("p-fp32", "P is not rounded: its product with V is fp32, in both passes.",
-            (Edit(FORWARD, "p_low = p.to(v.dtype.element_ty)", "p_low = p"),
+            (Edit(FORWARD, P_LOW, "p_low = p"),
              Edit(FORWARD, "acc = tl.dot(p_low, v_tile,", "acc = tl.dot(p_low, v_tile.to(tl.float32),"),
              Edit(BACKWARD, "tl.dot(tl.trans(p.to(do.dtype.element_ty)), do_tile,",
                   "tl.dot(tl.trans(p), do_tile.to(tl.float32),"))),
@@ -67,7 +68,7 @@ VARIANTS = (
             (Edit(TILES, "LOG2E = tl.constexpr(1.4426950408889634)", "LOG2E = tl.constexpr(1.0)"),
              Edit(FORWARD, "alpha = tl.exp2(", "alpha = tl.exp("), Edit(FORWARD, "p = tl.exp2(", "p = tl.exp("),
              Edit(FORWARD, "tl.log2(l_i)", "tl.log(l_i)"), Edit(BACKWARD, "return tl.exp2(", "return tl.exp("),
-             Edit(ATTENTION, "LN2 = math.log(2.0)", "LN2 = 1.0"))),
+             Edit(ATTENTION, LN2, "LN2 = 1.0"))),
     Variant("divide-by-unrounded-sum", "O is divided by the sum of P before rounding, as in most kernels.",
-            (Edit(FORWARD, "tl.where(seen, w_i, 1.0)", "tl.where(seen, l_i, 1.0)"),)),
+            (Edit(FORWARD, DENOMINATOR, "tl.where(seen, l_i, 1.0)"),)),
 )  # fmt: skip
