@@ -19,7 +19,8 @@ from flashproof.reports.record import Algebra, Comparison, Mismatch, Share
 from flashproof.verify import algebra, budgets
 from flashproof.verify.attribution import REST, WHOLE, attribution
 from flashproof.verify.budgets import load as load_budgets
-from flashproof.verify.exact import NEGLIGIBLE, Problem, problems, solve
+from flashproof.verify.exact import NEGLIGIBLE, solve
+from flashproof.verify.exact_problems import Problem, problems
 from flashproof.verify.loading import load
 from flint import fmpq
 

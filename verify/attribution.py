@@ -21,8 +21,9 @@ from ..reports.record import Share
 from ..reports.record import Tensor as TensorName
 from .case import Case, DType
 from .exact import run_in
-from .implementation import Implementation, RefusedError
+from .implementation import Implementation
 from .inputs import build
+from .outputs import RefusedError
 from .probe import has_gradients
 
 WHOLE = "whole"  # the kernel as it is

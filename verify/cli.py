@@ -312,7 +312,8 @@ def exact(impl: str, case_text: str | None, seed: int, workers: int | None, case
     from ..reports.record import Algebra
     from .algebra import answer
     from .console import Console
-    from .exact import compare, problems_of
+    from .exact import compare
+    from .exact_problems import problems_of
     from .pool import Pool, prepare
     from .profiles import PROFILES
 

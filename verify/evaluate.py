@@ -22,8 +22,9 @@ from .accuracy import compared
 from .case import Case
 from .check import Check
 from .expected import Posed
-from .implementation import Implementation, Outputs, RefusedError, WrongResultError, describe
+from .implementation import Implementation
 from .inputs import Inputs, build
+from .outputs import Outputs, RefusedError, WrongResultError, describe
 from .regimes import REGIMES
 from .related import Again, inference, invariances
 from .storing import stores_scores

@@ -18,8 +18,9 @@ from ..kernels.interpreter.listening import ALLOCATIONS, Listener
 from .case import Case
 from .check import Check
 from .errors import same_bits
-from .implementation import Implementation, Outputs, describe
+from .implementation import Implementation
 from .inputs import Inputs
+from .outputs import Outputs, describe
 from .storage import storage_of
 
 _CONFLICTS = Tracked(uninitialised=False, outside=False, unwritten=False, descriptors=False)

@@ -21,6 +21,7 @@ from ..kernels.interpreter import KernelError
 from .case import Case
 from .inputs import DTYPES, Inputs
 from .isolation import contained
+from .outputs import Outputs, RefusedError, WrongResultError, describe
 from .problems import UsageError
 
 Signature = Literal["sdpa", "flash_attn"]
@@ -41,30 +42,6 @@ _REFUSAL = re.compile(
     r"|no available kernel|must (be|have)|should be|requires?\b|divisible|multiple of|contiguous",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """What one call gave, in [B, H, M, D] order; gradients as from `backward(dO)`."""
-
-    out: Tensor
-    lse: Tensor | None = None
-    dq: Tensor | None = None
-    dk: Tensor | None = None
-    dv: Tensor | None = None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors that there are, by name."""
-        named = {n: getattr(self, n) for n in ("out", "lse", "dq", "dk", "dv")}
-        return {n: t for n, t in named.items() if t is not None}
-
-
-class WrongResultError(Exception):
-    """The function returned something that is not attention's result: type, shape, dtype or device."""
-
-
-class RefusedError(Exception):
-    """The function said, loudly and before computing, that it does not do this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,12 +253,6 @@ def _differentiated(results: list[Tensor], leaves: dict[str, Tensor], backwards:
         if gradient.shape != leaf.shape:
             raise WrongResultError(f"{name} has shape {tuple(gradient.shape)}, not {tuple(leaf.shape)}")
     return dict(zip(leaves, found, strict=True))
-
-
-def describe(e: BaseException) -> str:
-    """An exception in one line, for a record."""
-    text = " ".join(str(e).split())
-    return f"{type(e).__name__}: {text[:300]}" if text else type(e).__name__
 
 
 # ---------------------------------------------------------------------------------------------------------------------

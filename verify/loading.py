@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .builtin import BUILTIN
-from .implementation import Implementation, describe, recognise
+from .implementation import Implementation, recognise
+from .outputs import describe
 from .problems import UsageError
 
 

@@ -24,8 +24,9 @@ import pebble
 from . import interrupts
 from .case import Case
 from .evaluate import Result, evaluate, without_result
-from .implementation import Implementation, describe
+from .implementation import Implementation
 from .loading import load
+from .outputs import describe
 from .problems import FlashproofError, LostError, UsageError
 
 T = TypeVar("T")

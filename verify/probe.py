@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..reference.masks import Mask
 from .case import Case, MaskRecipe
-from .implementation import Implementation, Outputs, WrongResultError, describe
+from .implementation import Implementation
 from .inputs import DTYPES, Inputs
+from .outputs import Outputs, WrongResultError, describe
 
 
 @dataclass(frozen=True, slots=True)

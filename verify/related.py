@@ -17,9 +17,10 @@ from .accuracy import within
 from .check import Check
 from .errors import same_bits
 from .expected import Posed, with_lse_gradient
-from .implementation import Implementation, Outputs, RefusedError, describe
+from .implementation import Implementation
 from .inputs import Inputs
 from .invariances import twins
+from .outputs import Outputs, RefusedError, describe
 from .regimes import REGIMES
 from .twin import Twin
 

@@ -31,7 +31,8 @@ from .algebra import findings as algebra_findings
 from .attribution import attribution, sample_case
 from .case import UNIT_ROUNDOFF, Case
 from .evaluate import Result
-from .exact import compare, gradients_of, problems
+from .exact import compare
+from .exact_problems import gradients_of, problems
 from .findings import findings_of, write_finding
 from .hunt import hunt
 from .implementation import UNTESTED, Implementation

@@ -10,7 +10,8 @@ from ..reports.record import Algebra
 from .attribution import attribution
 from .case import Case
 from .evaluate import Attempt, Result, attempt, evaluate, inputs_for, judged, without_result
-from .exact import problems, solve
+from .exact import solve
+from .exact_problems import problems
 from .expected import Posed
 from .gates import GATES
 from .hunt import hunt

@@ -13,8 +13,9 @@ from torch import Tensor
 from ...reference.masks import Mask
 from ..draws import Draws
 from ..guards import known_memory
-from ..implementation import Implementation, Outputs, describe
+from ..implementation import Implementation
 from ..inputs import DTYPES, arranged, rounded
+from ..outputs import Outputs, describe
 from .arithmetic import attend, gradients_from
 from .peer import Peer, Problem
 

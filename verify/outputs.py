@@ -1,0 +1,37 @@
+"""What came of calling a function: its tensors, or why there are none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What one call gave, in [B, H, M, D] order; gradients as from `backward(dO)`."""
+
+    out: Tensor
+    lse: Tensor | None = None
+    dq: Tensor | None = None
+    dk: Tensor | None = None
+    dv: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that there are, by name."""
+        named = {n: getattr(self, n) for n in ("out", "lse", "dq", "dk", "dv")}
+        return {n: t for n, t in named.items() if t is not None}
+
+
+class WrongResultError(Exception):
+    """The function returned something that is not attention's result: type, shape, dtype or device."""
+
+
+class RefusedError(Exception):
+    """The function said, loudly and before computing, that it does not do this."""
+
+
+def describe(e: BaseException) -> str:
+    """An exception in one line, for a record."""
+    text = " ".join(str(e).split())
+    return f"{type(e).__name__}: {text[:300]}" if text else type(e).__name__
