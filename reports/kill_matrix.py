@@ -100,7 +100,7 @@ def missed_matrix(selftest: SelfTest, limit: int) -> Matrix | None:
     names = peer_names(selftest)
 
     def title(m: MutantResult) -> str:
-        n = len(m.accepted_by)
+        n = len(m.accepted_by or ())
         if not n:
             return "Every peer rejects these"
         if n == len(names):
@@ -108,15 +108,15 @@ def missed_matrix(selftest: SelfTest, limit: int) -> Matrix | None:
         return "At least half of the peers accept these" if 2 * n >= len(names) else "Fewer than half accept these"
 
     def key(m: MutantResult) -> tuple[int, list[bool]]:
-        return -len(m.accepted_by), [p not in m.accepted_by for p in names]
+        return -len(m.accepted_by or ()), [p not in (m.accepted_by or ()) for p in names]
 
     ranked = sorted(selftest.mutants, key=key)
     lines = []
     for m in ranked[:limit]:
         ours = None if m.kills else Square("missed", "")
-        peers = [_missed(selftest, m, p) if p in m.accepted_by else None for p in names]
+        peers = [_missed(selftest, m, p) if p in (m.accepted_by or ()) else None for p in names]
         lines.append((title(m), Line(m, None, "", [ours, *peers])))
-    accepted = [[m for m in selftest.mutants if p in m.accepted_by] for p in names]
+    accepted = [[m for m in selftest.mutants if p in (m.accepted_by or ())] for p in names]
     return Matrix(
         columns=["flashproof", *names],
         groups=_grouped(lines),

@@ -32,9 +32,9 @@ class MutantResult(_Model):
     tensors: tuple[str, ...]  # that a finding may rightly name; none: the call itself is at fault
     kills: tuple[Kill, ...]
     cases: int  # of the survey that it was put to
-    worst: float | None  # largest error / standard's largest, on normal inputs; None: not comparable
+    worst: float | None  # largest error / standard's largest, on normal inputs; None: infinite, or not changed
     hunted: int | None = None  # after how many cases the hunt found it out
-    accepted_by: tuple[str, ...] = ()  # the peers whose rule it passes
+    accepted_by: tuple[str, ...] | None = None  # the peers whose rule it passes; None: they were not asked
 
     @property
     def subtle(self) -> bool:

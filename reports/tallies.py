@@ -57,7 +57,7 @@ def checks(selftest: SelfTest) -> list[Check]:
 
 def asked(selftest: SelfTest) -> bool:
     """Whether peers' rules were applied."""
-    return any(m.accepted_by for m in selftest.mutants)
+    return any(m.accepted_by is not None for m in selftest.mutants)
 
 
 def compares(selftest: SelfTest, peer: str, m: MutantResult) -> bool:
@@ -82,7 +82,7 @@ class Peer:
 def peer_names(selftest: SelfTest) -> list[str]:
     """Those whose rules are known, then any other that a mutant names."""
     known = [p.name for p in selftest.peers]
-    return [*known, *sorted({p for m in selftest.mutants for p in m.accepted_by} - set(known))]
+    return [*known, *sorted({p for m in selftest.mutants for p in m.accepted_by or ()} - set(known))]
 
 
 def peers(selftest: SelfTest) -> list[Peer]:
@@ -95,9 +95,9 @@ def peers(selftest: SelfTest) -> list[Peer]:
     rules = {p.name: p for p in selftest.peers}
     others = []
     for name in peer_names(selftest):
-        accepted = [m for m in selftest.mutants if name in m.accepted_by]
+        accepted = [m for m in selftest.mutants if name in (m.accepted_by or ())]
         seen = [m for m in accepted if compares(selftest, name, m)]
-        ranked = sorted(accepted, key=lambda m: (m not in seen, len(m.accepted_by)))
+        ranked = sorted(accepted, key=lambda m: (m not in seen, len(m.accepted_by or ())))
         subtle = [m.name for m in ranked if m.subtle]
         tensors, source, differs = (r.tensors, r.source, r.differs) if (r := rules.get(name)) else ((), "", "")
         others.append(Peer(name, len(accepted), len(accepted) - len(seen), subtle, tensors, source, differs))

@@ -17,6 +17,7 @@ from flashproof.verify.evaluate import evaluate
 from flashproof.verify.implementation import recognise
 from flashproof.verify.judge import judge
 from flashproof.verify.statistics import mean_interval, rule_of_three, student_quantile
+from flashproof.verify.storing import stores_scores
 from flashproof.verify.verdict import verdict_of
 
 BUDGETS = budgets.load()
@@ -310,6 +311,23 @@ def test_systematic_rejects_a_scale_that_is_off_by_less_than_a_rounding(dtype):
     assert ("systematic", "out") in failed
     assert dtype == "fp16" or ("predictor", "out") not in failed
     assert not judge(rows_of(sound), BUDGETS, "planted").failed
+
+
+def test_overflow_is_excused_where_standard_attention_overflows_too_and_the_kernel_stores_its_scores():
+    def with_dp_in_half(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False):
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+        p = torch.softmax((query @ key.mT * query.shape[-1] ** -0.5).float(), -1).to(query.dtype)
+        return p @ value  # autograd's dP is dO @ V^T in half precision
+
+    case = CASE.with_(regime="large-dp", dtype="fp16")
+    half, lower = recognise("planted", with_dp_in_half), case.with_(dtype="bf16")
+    for one, expected in ((case, {("finite", "dq"), ("finite", "dk")}), (lower, set())):
+        found = {}
+        for stores in (True, False):
+            failed = evaluate(one, half, "hunt", stores=stores).failed
+            found[stores] = {(c.name, c.tensor) for c in failed if c.name == "finite"}
+        assert found == {True: set(), False: expected}
+    assert not stores_scores(recognise("planted", sound), "cpu") and stores_scores(half, "cpu")
 
 
 def test_inputs_unchanged_rejects_a_write_to_an_input():

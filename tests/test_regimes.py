@@ -276,6 +276,15 @@ def test_huge_values_come_near_the_largest_number_and_the_truth_does_not_overflo
     assert which == {"v", "do"}
 
 
+def test_large_dp_is_beyond_fp16_and_the_gradients_are_not():
+    for case in each("large-dp") + each("large-dp", D=1) + each("large-dp", D=256):
+        x = build(case)
+        dp = x.do.double() @ x.v.double().repeat_interleave(case.H // case.HK, 1).mT
+        back = truth_of.backward(x.q, x.k, x.v, x.do, x.mask, case.softmax_scale)
+        assert (dp > 65504).double().mean() > 0.99
+        assert max(g.abs().max() for g in (back.dq, back.dk, back.dv)) < 65504 / 16
+
+
 def test_cancellation_pairs_lie_in_different_tiles():
     for case in each("cancellation"):
         x, half = build(case), case.N // 2
@@ -399,6 +408,7 @@ ONLY_HERE = {
     "sparse-mass": ("weights below 1e-3 skipped", _P, _P[:-1] + "; p = torch.where(p < 1e-3, 0.0, p)\n"),
     "underflow-edge": ("P flushed below 2^-14", "p.to(q.dtype).float() @ vf[:, :, cols]",
                        "torch.where(p < 2**-14, 0.0, p).to(q.dtype).float() @ vf[:, :, cols]"),
+    "large-dp": ("dP in fp16", "(do.float() @ vf.mT - delta)", "((do.float() @ vf.mT).half().float() - delta)"),
     "huge": ("O accumulated in fp16", "acc = acc * alpha + ", "acc = (acc * alpha).half().float() + "),
 }  # fmt: skip
 

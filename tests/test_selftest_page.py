@@ -62,7 +62,7 @@ def selftest(*more: MutantResult, **values: Any) -> SelfTest:
 
 
 def without_peers(found: SelfTest) -> SelfTest:
-    mutants = tuple(m.model_copy(update={"accepted_by": (), "hunted": None}) for m in found.mutants)
+    mutants = tuple(m.model_copy(update={"accepted_by": None, "hunted": None}) for m in found.mutants)
     return found.model_copy(update={"mutants": mutants, "peers": ()})
 
 

@@ -67,10 +67,13 @@ def within(check: str, name: str, value: Tensor, truth: Tensor, bound: Tensor, c
 
 
 def _finite(name: str, value: Tensor, truth: Tensor, bound: Tensor) -> Check:
-    """No NaN or infinity where the truth is finite; where the bound is inf, a kernel may overflow, to infinity."""
+    """No NaN or infinity where the truth is finite; where the bound is inf, a kernel may overflow, to infinity.
+
+    Where the bound is NaN, nothing is asked.
+    """
     if bool(torch.isfinite(value - truth).all()):
         return Check("finite", name, True, 0.0, 0.0, "")
-    may_overflow = torch.isinf(bound) & ~torch.isnan(value.double())
+    may_overflow = (torch.isinf(bound) & ~torch.isnan(value.double())) | torch.isnan(bound)
     wrong = _wrong_nonfinite(value, truth) & ~may_overflow
     where = tuple(int(i) for i in wrong.nonzero()[0]) if wrong.any() else None
     detail = f"{name}{list(where)} is {float(value[where]):g}, the truth is {float(truth[where]):g}" if where else ""

@@ -122,14 +122,14 @@ def same_bits(a: Tensor, b: Tensor) -> Tensor:
 def bound_ratio(value: Tensor, truth: Tensor, bound: Tensor, dtype: torch.dtype) -> tuple[float, tuple[int, ...]]:
     """The largest error / bound over elements that are finite, and its index.
 
-    A bound of 0 stands for "must be exact"; there the smallest subnormal of `dtype` takes its place.
+    A bound of 0 stands for "must be exact"; there the smallest subnormal of `dtype` takes its place.  NaN: no bound.
     """
     if truth.numel() == 0:
         return 0.0, ()
     bits, lowest = _PRECISION[dtype]
     error = (value.double() - truth).abs_()
-    finite = torch.isfinite(error)
     ratio = error / torch.clamp(bound, min=2.0 ** (lowest - bits + 1))
+    finite = torch.isfinite(error) & ~torch.isnan(bound)
     if not finite.all():
         ratio = torch.where(finite, ratio, 0.0)
     worst = int(ratio.argmax())

@@ -26,7 +26,7 @@ class Reference:
 
     truth: dict[str, Tensor]  # float64
     standard: dict[str, Tensor]
-    bound: dict[str, Tensor]
+    bound: dict[str, Tensor]  # inf: a kernel may overflow; NaN: nothing is asked, see `_excused`
     direction: dict[str, Tensor]  # in which a systematic error would lie; the LSE has none
     natural_scale: dict[str, float]  # u rms(S)
     predicted: dict[str, float | None]  # RMS error of the flash arrangement
@@ -67,13 +67,20 @@ def reference(case: Case, inputs: Inputs, *, stores_scores: bool) -> Reference:
     natural = {n: u * _rms(s) for n in truth if (s := getattr(scales, n, None)) is not None}
     natural["lse"] = 2.0**-24 * _rms(torch.clamp(torch.where(torch.isfinite(fwd.lse), fwd.lse, 0.0).abs(), min=1.0))
     target = {n: Target.of(t, dtype_of(n, case)) for n, t in truth.items()}
+    errors = {n: t.errors(usual[n]) for n, t in target.items()}
+    bounds = {n: getattr(known.bounds, n) for n in truth}
     return Reference(
-        truth=truth, standard=usual, bound={n: getattr(known.bounds, n) for n in truth},
+        truth=truth, standard=usual, bound=_excused(bounds, errors) if stores_scores else bounds,
         direction={n: getattr(known.directions, n) for n in truth if n != "lse"}, natural_scale=natural,
         predicted=expected, envelope=envelope, max_logit=known.max_logit, arrangement=arrangement, target=target,
-        usual={n: t.errors(usual[n]) for n, t in target.items()},
+        usual=errors,
         best={n: t.errors(rounded(t.truth, dtype_of(n, case))) for n, t in target.items()},
     )  # fmt: skip
+
+
+def _excused(bounds: dict[str, Tensor], usual: dict[str, Errors]) -> dict[str, Tensor]:
+    """A kernel that stores S and dP as standard attention does overflows where that does: infinity, or NaN from it."""
+    return {n: torch.full_like(b, torch.nan) if usual[n].nonfinite else b for n, b in bounds.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +105,8 @@ def with_lse_gradient(
     gradients = truth_of.backward(q, k, v, do, mask, scale, dlse)
     bounds = certify(q, k, v, do, mask, scale, known.arrangement, fwd, gradients, dlse)
     names = ("dq", "dk", "dv")
-    return {n: getattr(gradients, n) for n in names}, {n: getattr(bounds, n) for n in names}
+    excused = {n: torch.where(torch.isnan(known.bound[n]), torch.nan, getattr(bounds, n)) for n in names}
+    return {n: getattr(gradients, n) for n in names}, excused
 
 
 def _rms(x: Tensor) -> float:

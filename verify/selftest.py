@@ -66,8 +66,8 @@ def peers_asked(pool: Pool, mutants: Sequence[MutantResult], progress: Progress)
     specs = [f"mutant:{m.name}" for m in mutants]
     asked = zip(mutants, pool.calls(accepted_by, specs), pool.calls(hunted, specs), strict=True)
     for n, (mutant, (_, names), (_, count)) in enumerate(asked, start=1):
-        peers = () if isinstance(names, LostError) else names
-        hunted_after = 1 if isinstance(count, LostError) else count
+        peers = None if isinstance(names, LostError) else names
+        hunted_after = None if isinstance(count, LostError) else count
         found.append(mutant.model_copy(update={"accepted_by": peers, "hunted": hunted_after}))
         progress("peers", n, len(mutants))
     return found

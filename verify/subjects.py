@@ -49,18 +49,28 @@ class Subject:
         if result.status not in ("ok", "unsupported"):
             self.found("returns", None, "survey", number, str(result.rows[0].message))
 
-    def compare(self) -> None:
-        """`worst`: its largest error / the larger of standard attention's and the rounded truth's, on normal inputs."""
+    def compare(self, sound: Subject) -> None:
+        """`worst`: its largest error / the larger of standard attention's and the rounded truth's, on normal inputs.
+
+        None where an error is infinite, and where all errors are the sound kernel's: then the fault is not in them.
+        """
         ratios: dict[str, float] = defaultdict(float)
         self.worst = None
-        for r in self.rows:
-            if r.regime != "normal" or r.tensor in (None, "lse") or (r.elements or 0) < 1000:
-                continue
+        if self._errors() == sound._errors():
+            return
+        for r in self._plain():
             usual = max(r.standard_max or 0.0, r.rounded_max or 0.0)
             if r.nonfinite or not usual:
                 return
             ratios[str(r.tensor)] = max(ratios[str(r.tensor)], (r.kernel_max or 0.0) / usual)
         self.worst = max(ratios.values(), default=None)
+
+    def _plain(self) -> list[Row]:
+        """On normal inputs, of tensors that are not small."""
+        return [r for r in self.rows if r.regime == "normal" and r.tensor not in (None, "lse") and r.elements >= 1000]
+
+    def _errors(self) -> list[tuple[str | None, float | None, float | None, float | None]]:
+        return [(r.tensor, r.kernel_max, r.kernel_rms, r.kernel_bias) for r in self._plain()]
 
 
 @dataclass(frozen=True, slots=True)

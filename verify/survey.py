@@ -19,6 +19,10 @@ from .regimes import REGIMES
 LENGTHS = (1, 2, 3, 5, 7, 13, 15, 16, 17, 23, 31, 32, 33, 47, 61, 63, 64, 65, 79, 95, 96, 97, 113, 127, 128, 129, 130,
            191, 193, 251, 255, 256, 257, 299, 383, 385, 509, 511, 512, 513, 769, 1021, 1023, 1024, 1025)  # fmt: skip
 HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (3, 1), (4, 4), (6, 2), (6, 3))
+#: what a kernel may meet on one axis in any profile: the other axes are short then, so that it costs little
+LONG = (257, 511, 513, 1023, 1025, 2049)
+MANY = ((17, 1, 1), (9, 2, 1), (5, 4, 4), (1, 16, 16), (1, 32, 8), (2, 12, 4))  # B, H, HK
+SHORT = (1, 2, 3, 5)
 LAYOUTS = ("contiguous", "contiguous", "contiguous", "bshd", "packed", "gaps", "columns", "expanded")
 #: None stands for 1/sqrt(D)
 SCALES = (None, None, None, None, None, 0.125, 1.0, 0.25, 0.0, -0.2, 0.3, 0.07)
@@ -113,8 +117,15 @@ def _draw(draws: Draws, profile: Profile, dtype: Any, regime: str, mask: MaskRec
         M = 0
     elif shape < 0.41:
         N = 0
+    elif shape < 0.435:
+        M, N = draws.choice(SHORT), draws.choice(LONG)
+    elif shape < 0.46:
+        M, N = draws.choice(LONG), draws.choice(SHORT)
     H, HK = draws.choice(HEADS)
     B = draws.choice((1, 1, 2, 2, 3))
+    if 0.46 <= shape < 0.485:
+        M, N = draws.choice(SHORT), draws.choice(SHORT)
+        B, H, HK = draws.choice(MANY)
     while 4 * profile.max_length**2 < B * H * M * N and (B > 1 or H > HK):
         B, H = max(1, B - 1), H if B > 1 else HK
     if mask.window is not None:

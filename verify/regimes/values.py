@@ -65,6 +65,16 @@ def _(case: Case) -> Values:
     return Values(**values)
 
 
+@regime("large-dp", "dP and delta lie beyond the largest fp16 number: only their difference is small")
+def _(case: Case) -> Values:
+    values = normals(case)
+    sign = np.where(Draws(case.seed, "sign").uniform(case.D) < 0.5, -1.0, 1.0)
+    values["do"] = 32.0 * sign * (1.0 + Draws(case.seed, "do").uniform(*values["do"].shape))
+    values["v"] += 2.0**17 / (32.0 * case.D) * sign
+    values["k"] *= 0.25  # a flat softmax, so that dS stays small
+    return Values(**values)
+
+
 @regime("cancellation", "each key twice, half the keys apart, with V and -V: the output is exactly 0")
 def _(case: Case) -> Values:
     values = normals(case)
