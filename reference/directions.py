@@ -6,6 +6,7 @@ With r = scale Q K^T and rbar_i = sum_j P_ij r_ij:
 
     by ln(scale):  dO_i/dx = sum_j P_ij r_ij (v_j - O_i),   dV_j/dx = sum_i P_ij (r_ij - rbar_i) dO_i
     by ln(delta):  dQ_i/dx = -scale delta_i (P K)_i,        dK_j/dx = -scale sum_i P_ij delta_i Q_i
+    by ln(l):      dL_i/dx = 1, for the row sum l_i; 0 where no key is seen
 """
 
 from typing import NamedTuple
@@ -22,6 +23,7 @@ class Directions(NamedTuple):
     """Shapes as in `attention`, float64; the gradients' are None when no dO was given."""
 
     out: Tensor
+    lse: Tensor
     dq: Tensor | None
     dk: Tensor | None
     dv: Tensor | None
@@ -34,6 +36,7 @@ class DirectionSums:
         self._k, self._v, self._scale, self._gradients = k, v, scale, gradients
         self._out, self._dq = torch.zeros_like(truth.o), torch.zeros_like(truth.o)
         self._dk, self._dv = torch.zeros_like(k), torch.zeros_like(v)
+        self._lse = torch.isfinite(truth.lse).double()
 
     def add(self, b: Block, x: Moments) -> None:
         """Take a block into account."""
@@ -48,7 +51,9 @@ class DirectionSums:
 
     def result(self) -> Directions:
         """After the last block."""
-        return Directions(self._out, *((self._dq, self._dk, self._dv) if self._gradients else (None, None, None)))
+        return Directions(
+            self._out, self._lse, *((self._dq, self._dk, self._dv) if self._gradients else (None, None, None))
+        )
 
 
 def slope(error: Tensor, direction: Tensor) -> tuple[float, float]:

@@ -313,6 +313,20 @@ def test_systematic_rejects_a_scale_that_is_off_by_less_than_a_rounding(dtype):
     assert not judge(rows_of(sound), BUDGETS, "planted").failed
 
 
+@pytest.mark.parametrize(("dtype", "off"), [("fp16", 2e-4), ("bf16", 2e-3)])
+def test_systematic_rejects_a_log_sum_exp_that_is_off_by_less_than_its_bound(dtype, off):
+    wrong = recognise("planted", planted(lambda o, lse, *_: (o, lse + off)))
+    cases = [CASE.with_(dtype=dtype, seed=s, backward=False) for s in range(20)]
+    results = [evaluate(c, wrong, "survey", thorough=False) for c in cases]
+    assert not [c for r in results for c in r.failed]
+    assert {(c.name, c.tensor) for c in judge([row for r in results for row in r.rows], BUDGETS, "planted").failed} == {
+        ("systematic", "lse")
+    }
+    assert ("systematic", "lse") in {
+        (c.name, c.tensor) for c in evaluate(cases[0], wrong, "survey", thorough=False, statistical=True).failed
+    }
+
+
 def test_overflow_is_excused_where_standard_attention_overflows_too_and_the_kernel_stores_its_scores():
     def with_dp_in_half(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False):
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))

@@ -24,9 +24,10 @@ from .check import Check
 from .expected import Posed
 from .implementation import Implementation
 from .inputs import Inputs, build
-from .outputs import Outputs, RefusedError, WrongResultError, describe
+from .outputs import LayoutRefusedError, Outputs, RefusedError, WrongResultError, describe
 from .regimes import REGIMES
 from .related import Again, inference, invariances
+from .storage import placed_like, storage_of
 from .storing import stores_scores
 
 _HERE = str(Path(__file__).parent)
@@ -65,13 +66,20 @@ def evaluate(
     # a process's first call is one of those that are judged: how scores are stored is found out after it
     inputs = inputs_for(case, implementation, device)
     outcome = attempt(case, inputs, implementation, phase, start)
+    refused: tuple[Row, ...] = ()
+    if isinstance(outcome, Result) and outcome.status == "unsupported" and case.backward:
+        refused = tuple(replace(r, message=f"gradients: {r.message}") for r in outcome.rows)
+        case, refusal = case.with_(backward=False), outcome  # what it gives without gradients is judged all the same
+        outcome = attempt(case, inputs, implementation, phase, start)
+        outcome = refusal if isinstance(outcome, Result) and outcome.status == "unsupported" else outcome
     if isinstance(outcome, Result):
         return outcome
     stores = stores_scores(implementation, device) if stores is None else stores
     posed = Posed.of(case, inputs, stores_scores=stores)
-    return judged(
+    result = judged(
         posed, outcome, implementation, phase, start, thorough=thorough, relations=relations, statistical=statistical
     )
+    return replace(result, rows=(*result.rows, *refused))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,8 @@ def attempt(case: Case, inputs: Inputs, implementation: Implementation, phase: s
     try:
         outputs = guards.run(implementation, case, inputs)
     except RefusedError as e:
-        return without_result(case, phase, "unsupported", str(e), time.perf_counter() - start)
+        status, message = _refusal(e, case, inputs, implementation)
+        return without_result(case, phase, status, message, time.perf_counter() - start)
     except WrongResultError as e:
         return without_result(case, phase, "wrong-result", str(e), time.perf_counter() - start)
     except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)
@@ -97,6 +106,28 @@ def attempt(case: Case, inputs: Inputs, implementation: Implementation, phase: s
     finally:
         unchanged = guards.inputs_unchanged(before, inputs)
     return Attempt(outputs, unchanged, before)
+
+
+def _refusal(e: RefusedError, case: Case, inputs: Inputs, implementation: Implementation) -> tuple[str, str]:
+    """Shapes, dtypes, options and layouts may be refused, values may not: then, and in an accident, it `raised`."""
+    of_layout = isinstance(e, LayoutRefusedError)
+    if of_layout:
+        other = inputs_for(case.with_(layout="contiguous"), implementation, str(inputs.q.device))
+    else:
+        other = replace(inputs, **{n: _zeros(getattr(inputs, n)) for n in ("q", "k", "v", "do")})
+    try:
+        with guards.known_memory():
+            implementation(case, other)
+    except Exception:  # noqa: BLE001  (whatever a kernel does is a result)
+        return ("raised" if of_layout else "unsupported"), str(e)
+    if of_layout:
+        return "unsupported", str(e)
+    return "raised", f"it takes zeros of the same shapes, and not these values: {e}"
+
+
+def _zeros(x: Tensor) -> Tensor:
+    """In the same layout."""
+    return placed_like(x, torch.zeros_like(storage_of(x)))
 
 
 def judged(

@@ -18,6 +18,8 @@ from .inputs import DTYPES, Inputs
 
 #: largest |logit| up to which errors of the logits are small against 1, so that their squares have no mean to speak of
 MODERATE = 8.0
+#: by whose logarithm each tensor's direction is the derivative
+PARAMETER = {"out": "scale of the logits", "lse": "row sum", "dq": "delta", "dk": "delta", "dv": "scale of the logits"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Reference:
     truth: dict[str, Tensor]  # float64
     standard: dict[str, Tensor]
     bound: dict[str, Tensor]  # inf: a kernel may overflow; NaN: nothing is asked, see `_excused`
-    direction: dict[str, Tensor]  # in which a systematic error would lie; the LSE has none
+    direction: dict[str, Tensor]  # in which a systematic error would lie
     natural_scale: dict[str, float]  # u rms(S)
     predicted: dict[str, float | None]  # RMS error of the flash arrangement
     envelope: dict[str, float | None]  # the larger of flash's and standard's
@@ -71,7 +73,7 @@ def reference(case: Case, inputs: Inputs, *, stores_scores: bool) -> Reference:
     bounds = {n: getattr(known.bounds, n) for n in truth}
     return Reference(
         truth=truth, standard=usual, bound=_excused(bounds, errors) if stores_scores else bounds,
-        direction={n: getattr(known.directions, n) for n in truth if n != "lse"}, natural_scale=natural,
+        direction={n: getattr(known.directions, n) for n in truth}, natural_scale=natural,
         predicted=expected, envelope=envelope, max_logit=known.max_logit, arrangement=arrangement, target=target,
         usual=errors,
         best={n: t.errors(rounded(t.truth, dtype_of(n, case))) for n, t in target.items()},

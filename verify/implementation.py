@@ -9,7 +9,6 @@ ones for flash_attn's.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,12 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..kernels.interpreter import KernelError
 from .case import Case
 from .inputs import DTYPES, Inputs
 from .isolation import contained
-from .outputs import Outputs, RefusedError, WrongResultError, describe
+from .outputs import LayoutRefusedError, Outputs, RefusedError, WrongResultError, describe
 from .problems import UsageError
+from .refusals import kind_of
 
 Signature = Literal["sdpa", "flash_attn"]
 
@@ -36,12 +35,6 @@ _KNOWN = {
 }  # fmt: skip
 #: options that a signature may have and no case uses
 UNTESTED = ("dropout_p", "softcap", "alibi_slopes", "deterministic")
-#: how kernels say that they do not do this; any other ValueError or RuntimeError is a crash
-_REFUSAL = re.compile(
-    r"not (yet |currently )?(support|implement|allow)|unsupported|only (support|accept|work)|no viable"
-    r"|no available kernel|must (be|have)|should be|requires?\b|divisible|multiple of|contiguous",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,28 +105,27 @@ class Implementation:
         and backward the function is called on other inputs of the same shape.
 
         Raises:
-            RefusedError: the function does not take this problem and says so.
+            RefusedError: the function does not take this problem and says so (`refusals`).
+            LayoutRefusedError: that, if it takes the problem in contiguous tensors.
             WrongResultError: it returned something of the wrong kind.
             Exception: whatever else it raised.
         """
         with contained():
-            return self._run(case, inputs, gradients, dlse, between)
+            try:
+                return self._run(case, inputs, gradients, dlse, between)
+            except (WrongResultError, RefusedError):
+                raise
+            except Exception as e:
+                if (kind := kind_of(e)) == "failure":
+                    raise
+                raise (RefusedError if kind == "refusal" else LayoutRefusedError)(describe(e)) from e
 
     def _run(
         self, case: Case, inputs: Inputs, gradients: tuple[str, ...], dlse: Tensor | None, between: Inputs | None
     ) -> Outputs:  # fmt: skip
         given = {"dq": inputs.q, "dk": inputs.k, "dv": inputs.v}
         leaves = [x.detach().requires_grad_(case.backward and n in gradients) for n, x in given.items()]
-        try:
-            result = self._forward(case, inputs, leaves)
-        except KernelError:
-            raise
-        except (NotImplementedError, AssertionError) as e:
-            raise RefusedError(describe(e)) from e
-        except (ValueError, RuntimeError) as e:
-            if _REFUSAL.search(str(e)):
-                raise RefusedError(describe(e)) from e
-            raise
+        result = self._forward(case, inputs, leaves)
         out, raw_lse = self._unpack(result, case, inputs.q.device)
         lse = None if raw_lse is None else self._finished(raw_lse)
         if not case.backward:

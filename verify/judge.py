@@ -16,7 +16,7 @@ from .algebra import accumulator_checks
 from .algebra import checks as algebra_checks
 from .budgets import Budgets
 from .case import UNIT_ROUNDOFF
-from .expected import MODERATE
+from .expected import MODERATE, PARAMETER
 from .regimes import REGIMES
 from .statistics import common_slope, mean_interval, rule_of_three
 
@@ -276,7 +276,7 @@ def _bias_checks(rows: list[Row], budgets: Budgets, implementation: str) -> list
 def _systematic_checks(rows: list[Row], budgets: Budgets, implementation: str) -> list[Check]:
     """Per dtype and tensor: do errors lie along the derivative by a parameter, as no rounding makes them lie?"""
     checks = []
-    for tensor in _WITH_PREDICTION:
+    for tensor in (*_WITH_PREDICTION, "lse"):
         details, failed, n = [], False, 0
         for (dtype,), group in _groups(
             (r for r in rows if r.tensor == tensor and (r.max_logit or 0.0) <= MODERATE), lambda r: (str(r.dtype),)
@@ -289,7 +289,6 @@ def _systematic_checks(rows: list[Row], budgets: Budgets, implementation: str) -
             n += found.n
             failed |= abs(found.mean) > limit and abs(found.t) > budgets.systematic.min_t
             details.append(f"{dtype} {found.mean:+.2g} (t = {found.t:.1f}, n = {found.n}, allowed {limit:.2g})")
-        what = "scale of the logits" if tensor in ("out", "dv") else "delta"
-        text = f"relative error of the {what}: {'; '.join(details)}" if details else "not measured"
+        text = f"relative error of the {PARAMETER[tensor]}: {'; '.join(details)}" if details else "not measured"
         checks.append(_check("systematic", tensor, failed, n, text))
     return checks

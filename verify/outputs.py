@@ -31,6 +31,10 @@ class RefusedError(Exception):
     """The function said, loudly and before computing, that it does not do this."""
 
 
+class LayoutRefusedError(RefusedError):
+    """It said so of how its inputs lie in memory, or failed: whether it takes contiguous ones will tell."""
+
+
 def describe(e: BaseException) -> str:
     """An exception in one line, for a record."""
     text = " ".join(str(e).split())

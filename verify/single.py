@@ -14,7 +14,7 @@ from torch import Tensor
 from ..reports.record import Row
 from .check import Check
 from .errors import Errors
-from .expected import MODERATE, Reference
+from .expected import MODERATE, PARAMETER, Reference
 from .statistics import common_slope
 
 _MIN_ROWS = 24
@@ -28,10 +28,8 @@ _EXCESS = 1.5  # times what the roundings of any known arrangement predict
 def checks(row: Row, value: Tensor, errors: Errors, known: Reference) -> list[Check]:
     """`bias`, `systematic` and `predictor` for one tensor of one case; none when the case is too small to say."""
     name = str(row.tensor)
-    if name == "lse":
-        return []
     out = []
-    if errors.row_bias.numel() >= _MIN_ROWS:
+    if name != "lse" and errors.row_bias.numel() >= _MIN_ROWS:
         excess = errors.row_bias - known.best[name].row_bias
         mean, error = float(excess.mean()), float(excess.std()) / math.sqrt(excess.numel())
         t = mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
@@ -39,7 +37,7 @@ def checks(row: Row, value: Tensor, errors: Errors, known: Reference) -> list[Ch
         out.append(Check("bias", name, not biased, abs(mean), _BIAS,
                          f"{name} is off by {mean:+.3f} ulp on average over {excess.numel()} rows (t = {t:.1f}); "
                          "rounding to nearest has no bias"))  # fmt: skip
-    if name in known.direction and known.max_logit <= MODERATE and value.shape[:-1].numel() >= _MIN_ROWS:
+    if known.max_logit <= MODERATE:
         out += _systematic(name, value, known)
     worse = no_worse("predictor", name, errors, known)
     return out if worse is None else [*out, worse]
@@ -49,13 +47,14 @@ def _systematic(name: str, value: Tensor, known: Reference) -> list[Check]:
     """Whether the errors of the rows lie along the derivative by a parameter, all with the same coefficient."""
     direction = known.direction[name]
     error = (value.double() - known.truth[name]).nan_to_num(0.0, 0.0, 0.0)
-    along, square = (x.sum(-1).flatten().tolist() for x in (error * direction, direction.square()))
+    by_row = [x if name == "lse" else x.sum(-1) for x in (error * direction, direction.square())]
+    along, square = (x.flatten().tolist() for x in by_row)
     found = common_slope([(a, w) for a, w in zip(along, square, strict=True) if w > 0])
     if found is None or found.n < _MIN_ROWS:
         return []
-    limit = _SLOPE * float(torch.finfo(value.dtype).eps) / 2
+    limit = _SLOPE * float(torch.finfo(known.standard["out"].dtype).eps) / 2
     wrong = abs(found.mean) > limit and abs(found.t) > _MIN_T
-    what = "scale of the logits" if name in ("out", "dv") else "delta"
+    what = PARAMETER[name]
     detail = f"the errors of {name} are those of a {what} off by {found.mean:+.2g}, relatively (t = {found.t:.1f})"
     return [Check("systematic", name, not wrong, abs(found.mean), limit, detail if wrong else "")]
 

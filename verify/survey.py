@@ -117,13 +117,16 @@ def _draw(draws: Draws, profile: Profile, dtype: Any, regime: str, mask: MaskRec
         M = 0
     elif shape < 0.41:
         N = 0
-    elif shape < 0.435:
+    elif shape < 0.44:
         M, N = draws.choice(SHORT), draws.choice(LONG)
     elif shape < 0.46:
         M, N = draws.choice(LONG), draws.choice(SHORT)
+    elif shape < 0.52:  # decoding: one query, and often no mask that would hide the last key
+        M, N = 1, draws.choice((*lengths, *LONG))
+        mask = draws.choice((mask, MaskRecipe()))
     H, HK = draws.choice(HEADS)
     B = draws.choice((1, 1, 2, 2, 3))
-    if 0.46 <= shape < 0.485:
+    if 0.52 <= shape < 0.54:
         M, N = draws.choice(SHORT), draws.choice(SHORT)
         B, H, HK = draws.choice(MANY)
     while 4 * profile.max_length**2 < B * H * M * N and (B > 1 or H > HK):

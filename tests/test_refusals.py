@@ -1,0 +1,137 @@
+"""A refusal is deliberate, whatever it says; an accident is a failure, whatever it says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from flashproof.kernels.interpreter import KernelError
+from flashproof.verify.case import Case
+from flashproof.verify.evaluate import evaluate
+from flashproof.verify.implementation import recognise
+from flashproof.verify.refusals import kind_of
+
+CASE = Case(B=1, H=2, HK=2, M=8, N=8, D=16, dtype="fp16", regime="normal", seed=0)
+
+
+def raised(function, *arguments):
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (any kind)
+        function(*arguments)
+    return kind_of(caught.value)
+
+
+def says(error):
+    def function():
+        raise error
+
+    return function
+
+
+def asserts(x):
+    assert x.shape[-1] == 64
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), TypeError("attn_mask is odd"), RuntimeError(""), Exception("?")])
+def test_whatever_the_function_raises_itself_is_a_refusal(error):
+    assert raised(says(error)) == "refusal"
+
+
+def test_an_assertion_of_the_function_is_a_refusal():
+    assert raised(asserts, torch.zeros(2, 3)) == "refusal"
+
+
+@pytest.mark.parametrize(
+    "accident",
+    [
+        lambda x: x + None,
+        lambda x: x @ x.double(),
+        lambda x: {32: 1}[x.shape[-1]],
+        lambda x: torch.nn.functional.linear(x, x.double()),
+        lambda x: torch.nn.functional.softmax(x, 7),
+        lambda x: x.undefined,
+        lambda x: 1 // (x.shape[-1] - 4),
+    ],
+)
+def test_an_accident_is_a_failure(accident):
+    assert raised(accident, torch.zeros(4, 4)) == "failure"
+
+
+def test_an_error_of_a_kernel_is_a_failure():
+    assert raised(says(KernelError("out of bounds"))) == "failure"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("FlashAttention only supports head dimension at most 256", "refusal"),
+        ("Attention is not implemented for 'Half'", "refusal"),
+        ("No available kernel. Aborting execution.", "refusal"),
+        ("head_size should be a multiple of 8", "refusal"),
+        ("seqlen_q must be positive", "refusal"),
+        ("mat1 and mat2 must have the same dtype, but got Half and Float", "layout"),
+        ("Input tensor must have contiguous last dimension", "layout"),
+        ("view size is not compatible with input tensor's size and stride", "layout"),
+        ("CUDA error: an illegal memory access was encountered", "failure"),
+        ("The size of tensor a (3) differs from that of tensor b (4)", "failure"),
+    ],
+)
+def test_compiled_code_is_read_by_its_words(text, kind):
+    error = RuntimeError(text)
+    assert kind_of(error) == kind  # it has no Python frame, as what compiled code raises
+
+
+def attention_that(before, backward_too=True):
+    def attention(query, key, value, is_causal=False, scale=None):
+        before(query)
+        o = torch.softmax((query.float() @ key.float().mT) * query.shape[-1] ** -0.5, -1) @ value.float()
+        return (o if backward_too else Refusing.apply(o)).to(query.dtype)
+
+    return recognise("planted", attention)
+
+
+class Refusing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise NotImplementedError("no backward today")
+
+
+def outcome(implementation, case=CASE):
+    result = evaluate(case, implementation, "survey")
+    return result.status, {c.name for c in result.failed}
+
+
+def test_a_layout_may_be_refused_if_contiguous_tensors_are_taken():
+    viewing = attention_that(lambda q: q.view(-1))
+    assert outcome(viewing, CASE.with_(layout="bshd")) == ("unsupported", set())
+    assert outcome(viewing)[0] == "ok"
+
+
+def test_an_accident_that_speaks_of_layout_is_a_failure_if_contiguous_tensors_fail_too():
+    wrong = attention_that(lambda q: q.transpose(1, 2).view(-1))
+    assert outcome(wrong) == ("raised", {"returns"})
+    assert outcome(wrong, CASE.with_(layout="gaps")) == ("raised", {"returns"})
+
+
+def test_shapes_may_be_refused_and_values_may_not():
+    def small(q):
+        if q.abs().max() > 0.1:
+            raise ValueError("large values are not supported")
+
+    def even(q):
+        if q.shape[2] % 16:
+            raise ValueError("no such length")
+
+    assert outcome(attention_that(small)) == ("raised", {"returns"})
+    assert outcome(attention_that(even)) == ("unsupported", set())
+
+
+def test_what_refuses_its_gradients_is_judged_without_them():
+    result = evaluate(CASE, attention_that(lambda q: None, backward_too=False), "survey")
+    assert result.status == "ok" and not result.failed
+    assert {r.tensor for r in result.rows if r.status == "ok"} == {"out"}
+    assert [r.message for r in result.rows if r.status == "unsupported"] == [
+        "gradients: NotImplementedError: no backward today"
+    ]

@@ -1,0 +1,63 @@
+"""Did a function refuse a problem, or did it fail?  Only a failure counts against it.
+
+A refusal is deliberate: a `raise` or `assert` statement of the function's own code, whatever it says.  What libraries
+and compiled code raise says itself whether something is unsupported; words that may also speak of an accident count
+there only if they name a dimension of attention, or if the layout of the inputs turns out to be what was meant.
+"""
+
+from __future__ import annotations
+
+import dis
+import re
+import sys
+from types import FrameType
+from typing import Literal
+
+from ..kernels.interpreter import KernelError
+
+Kind = Literal["refusal", "layout", "failure"]
+
+_PLAIN = re.compile(
+    r"not (yet |currently )?(support|implement|allow)|unsupported|only (support|accept|work)|no viable"
+    r"|no available kernel|divisible|multiple of",
+    re.IGNORECASE,
+)
+_DIMENSION = re.compile(r"(head|dim|seq|batch).*(must|should) (be|have)|(must|should) (be|have).*(head|dim|seq|batch)",
+                        re.IGNORECASE | re.DOTALL)  # fmt: skip
+_LAYOUT = re.compile(r"contiguous|strides?\b|aligned", re.IGNORECASE)
+_VAGUE = re.compile(r"(must|should) (be|have)|requires?\b", re.IGNORECASE)
+#: packages whose own `raise` may mean that they were used wrongly
+_LIBRARIES = {"torch", "triton", "numpy", "einops", "jax", "flashproof"} | sys.stdlib_module_names
+
+
+def kind_of(e: Exception) -> Kind:
+    """What an exception that a call raised means; `layout`: a refusal if the same call on contiguous inputs runs."""
+    if isinstance(e, KernelError):
+        return "failure"
+    if isinstance(e, NotImplementedError):
+        return "refusal"
+    frame, offset = _innermost(e)
+    own = frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _LIBRARIES
+    if own and frame is not None and _raises(frame, offset):
+        return "refusal"
+    text = str(e)
+    if not isinstance(e, (ValueError, RuntimeError, AssertionError)):
+        return "failure"
+    if _LAYOUT.search(text):
+        return "layout"
+    if _PLAIN.search(text) or _DIMENSION.search(text):
+        return "refusal"
+    return "layout" if _VAGUE.search(text) else "failure"
+
+
+def _innermost(e: Exception) -> tuple[FrameType | None, int]:
+    """The Python frame where it arose, and the offset of the instruction."""
+    trace = e.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return (None, -1) if trace is None else (trace.tb_frame, trace.tb_lasti)
+
+
+def _raises(frame: FrameType, offset: int) -> bool:
+    """Whether the instruction is that of a `raise` or `assert` statement."""
+    return any(i.offset == offset and i.opname == "RAISE_VARARGS" for i in dis.get_instructions(frame.f_code))
