@@ -341,6 +341,8 @@ def test_overflow_is_excused_where_standard_attention_overflows_too_and_the_kern
             failed = evaluate(one, half, "hunt", stores=stores).failed
             found[stores] = {(c.name, c.tensor) for c in failed if c.name == "finite"}
         assert found == {True: set(), False: expected}
+    rows = evaluate(case, half, "survey", stores=True).rows
+    assert any("overflow: in 1 cases" in line for line in judge(rows, BUDGETS, "planted").not_covered)
     assert not stores_scores(recognise("planted", sound), "cpu") and stores_scores(half, "cpu")
 
 

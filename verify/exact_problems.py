@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import cast
 
 from .case import Alignment, Case, MaskRecipe, parse_case
-from .implementation import Implementation
+from .implementation import Implementation, parameters_of
 from .pool import Pool
 from .probe import has_gradients
 from .problems import LostError, UsageError
@@ -44,7 +43,7 @@ def problems(implementation: Implementation, seed: int, *, thorough: bool) -> li
 
 def _tiles(implementation: Implementation) -> list[tuple[int, int] | None]:
     """The tile shapes to try; a function without a `tiles` option has its own."""
-    takes_tiles = "tiles" in inspect.signature(implementation.function).parameters
+    takes_tiles = "tiles" in parameters_of(implementation.function)
     return [(16, 16), (32, 32), (32, 16), (16, 32)] if takes_tiles else [None]
 
 

@@ -9,7 +9,7 @@ ones for flash_attn's.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -258,7 +258,7 @@ def recognise(name: str, function: Callable[..., Any], *, has_backward: bool = T
         UsageError: when its signature is neither of the two that are known.
     """
     try:
-        parameters = inspect.signature(function).parameters
+        parameters = parameters_of(function)
     except (TypeError, ValueError):
         raise UsageError(f"{name} has no readable signature; wrap it in a Python function") from None
     names = set(parameters)
@@ -280,3 +280,15 @@ def recognise(name: str, function: Callable[..., Any], *, has_backward: bool = T
     if default is None and signature == "flash_attn":
         written_as = -1
     return Implementation(name, function, signature, options, has_backward, written_as)
+
+
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Of a function, of a module's `forward`, or of what TorchScript made of a function."""
+    if isinstance(function, torch.jit.ScriptFunction):
+        kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+        return {
+            a.name: inspect.Parameter(a.name, kind, default=a.default_value if a.has_default_value() else empty)
+            for a in function.schema.arguments
+        }
+    called = function.forward if isinstance(function, torch.nn.Module) else function
+    return inspect.signature(called).parameters

@@ -73,13 +73,22 @@ def judge(
         survey=measured["survey"],
         hunt=measured["hunt"],
     )
-    return Judgement(tuple(checks), tuple(cells), counts, tuple(dict.fromkeys((*not_covered, *_refused(rows)))))
+    missing = tuple(dict.fromkeys((*not_covered, *_refused(rows), *_excused(rows))))
+    return Judgement(tuple(checks), tuple(cells), counts, missing)
 
 
 def _refused(rows: Sequence[Row]) -> list[str]:
     refused = Counter(r.message or "" for r in rows if r.status == "unsupported")
     cases = len({r.case_id for r in rows})
     return [f"refused in {n} of {cases} cases: {message}" for message, n in refused.most_common(8)]
+
+
+def _excused(rows: Sequence[Row]) -> list[str]:
+    """Cases where the kernel gave NaN or infinity, as standard attention did, and was not asked for more."""
+    cases = {r.case_id for r in rows if r.nonfinite and r.standard_rms is None and "finite" not in _failed(r)}
+    if not cases:
+        return []
+    return [f"overflow: in {len(cases)} cases its scores, stored in half precision, overflow as standard attention's"]
 
 
 # -- one case at a time ------------------------------------------------------------------------------------------------
