@@ -9,8 +9,9 @@ attention, variances adding, gives
     var dV = sum_i var(P) dO^2  +  rho dV^2
     var dQ = scale^2 [ sum_j var(dS) K^2 + var(delta) (P K)^2 ]  +  rho dQ^2
     var dK = scale^2 sum_i (var(dS) + P^2 var(delta)) Q^2  +  rho dK^2
+    var L  = sum_j P^2 var(s)  +  sum_j var(P)  +  4 rho_32 (L^2 + m^2)
 
-plus what errors of the logits do on the way back (`_Moved`). var(s) collects the roundings of the logits,
+(of L the largest that is legitimate: l may be the sum of the weights as rounded) plus what errors of the logits do on the way back (`_Moved`). var(s) collects the roundings of the logits,
 var(P) those of the weights, var(dS) and var(delta) those on the way back, rho is meant once per rounding.
 Coherent roundings (many equal weights) make the error larger, exactly representable values make it smaller:
 meant for independently drawn inputs, and for the RMS over a whole tensor. Running sums of gradients that
@@ -35,6 +36,7 @@ class Predicted:
     """Predicted RMS error over the whole tensor; the gradients' are None when no dO was given."""
 
     out: float
+    lse: float  # over the queries that see a key
     dq: float | None
     dk: float | None
     dv: float | None
@@ -123,7 +125,7 @@ class VarianceSums:
     ) -> None:
         self._c, self._truth, self._gradients = _Setting(a, p, scale, keys.k), truth, gradients
         self._queries = truth.o.shape[1] // keys.k.shape[1] * truth.o.shape[2]  # that share a key
-        self._out = self._dq = 0.0
+        self._out = self._lse = self._dq = 0.0
         self._dk, self._dv = torch.zeros_like(keys.k), torch.zeros_like(keys.k)
 
     def add(self, x: Moments) -> None:
@@ -132,6 +134,7 @@ class VarianceSums:
         var_s = _var_logit(x, c)  # [B, H, r, N]
         stored = _var_stored(x, c)  # [B, H, r, D]
         self._out += float((_var_output(x, var_s, c) + stored).sum())
+        self._lse += float(_var_lse(x, var_s, c).sum())
         if self._gradients is None:
             return
         own, shared = _var_score_gradient(x, stored, c)  # [B, H, r, N], [B, H, r, 1]
@@ -146,8 +149,9 @@ class VarianceSums:
     def result(self) -> Predicted:
         """After the last block."""
         c, o, exact, n = self._c, self._truth.o, self._gradients, self._queries
+        lse = math.sqrt(self._lse / max(1, int(torch.isfinite(self._truth.lse).count_nonzero())))
         if exact is None:
-            return Predicted(_root_mean(self._out, o), None, None, None)
+            return Predicted(_root_mean(self._out, o), lse, None, None, None)
         roundings = c.a.gradient_roundings
         heads = int(o.shape[1] > c.k.shape[1] and c.a.heads_rounded)
         dq = self._dq + float((var_round(exact.dq, c.p, roundings) + _drift(c.N) * exact.dq.square()).sum())
@@ -155,6 +159,7 @@ class VarianceSums:
         dv = self._dv + (var_round(exact.dv, c.p, 1 + heads) + _drift(n) * exact.dv.square())
         return Predicted(
             _root_mean(self._out, o),
+            lse,
             _root_mean(dq, o),
             _root_mean(float(dk.sum()), c.k),
             _root_mean(float(dv.sum()), c.k),
@@ -218,6 +223,14 @@ def _var_output(x: Moments, var_s: Tensor, c: _Setting) -> Tensor:
         centred = x.centred(var_p)
         rounded = centred if c.a.row_sum == "rounded" else torch.maximum(rounded, centred)
     return x.centred(x.p2 * var_s) + rounded
+
+
+def _var_lse(x: Moments, var_s: Tensor, c: _Setting) -> Tensor:
+    """Variance of L [B, H, r, 1] in a kernel that sums its weights as rounded; 0 where no key is seen."""
+    b, rho32 = x.b, LOG_UNIFORM * U32**2
+    var = (x.p2 * (var_s + _sum_error(c.N)) + _var_weight(x, c)).sum(-1, keepdim=True) + _drift(c.N) + c.a.eps_exp**2
+    var = var + 4 * rho32 * (b.lse.square() + b.m.square())
+    return torch.where(b.visible.expand_as(b.p).any(-1, keepdim=True), var, 0.0)
 
 
 def _var_stored(x: Moments, c: _Setting) -> Tensor:

@@ -21,7 +21,7 @@ from .regimes import REGIMES
 from .statistics import common_slope, mean_interval, rule_of_three
 
 TENSORS: tuple[TensorName, ...] = ("out", "lse", "dq", "dk", "dv")
-_WITH_PREDICTION: tuple[TensorName, ...] = ("out", "dq", "dk", "dv")
+_WITH_BIAS: tuple[TensorName, ...] = ("out", "dq", "dk", "dv")
 _FORWARD: tuple[TensorName, ...] = ("out", "lse")
 _PER_TENSOR = ("finite", "bound", "repeat", "memory", "kept", "invariance", "batch-invariance")
 _ONLY_SURVEYED = ("repeat", "memory", "kept", "invariance", "inference")
@@ -230,7 +230,7 @@ def _ratio_checks(cells: list[Cell]) -> list[Check]:
 def _predictor_checks(rows: list[Row], budgets: Budgets, implementation: str) -> list[Check]:
     """Per dtype and tensor: is the RMS error what the roundings of a known arrangement predict?"""
     checks = []
-    for tensor in _WITH_PREDICTION:
+    for tensor in TENSORS:
         worst, failed, n = None, False, 0
         own = [r for r in rows if r.tensor == tensor]
         cells = _groups(own, lambda r: (str(r.dtype), str(r.regime)))
@@ -261,7 +261,7 @@ def _predictor_checks(rows: list[Row], budgets: Budgets, implementation: str) ->
 def _bias_checks(rows: list[Row], budgets: Budgets, implementation: str) -> list[Check]:
     """Per dtype and tensor: is the mean signed error that of rounding to nearest?"""
     checks = []
-    for tensor in _WITH_PREDICTION:
+    for tensor in _WITH_BIAS:
         details, failed, n = [], False, 0
         for (dtype,), group in _groups(
             (r for r in rows if r.tensor == tensor and (r.elements or 0) >= 64), lambda r: (str(r.dtype),)
@@ -285,7 +285,7 @@ def _bias_checks(rows: list[Row], budgets: Budgets, implementation: str) -> list
 def _systematic_checks(rows: list[Row], budgets: Budgets, implementation: str) -> list[Check]:
     """Per dtype and tensor: do errors lie along the derivative by a parameter, as no rounding makes them lie?"""
     checks = []
-    for tensor in (*_WITH_PREDICTION, "lse"):
+    for tensor in TENSORS:
         details, failed, n = [], False, 0
         for (dtype,), group in _groups(
             (r for r in rows if r.tensor == tensor and (r.max_logit or 0.0) <= MODERATE), lambda r: (str(r.dtype),)

@@ -67,7 +67,9 @@ class Subject:
 
     def _plain(self) -> list[Row]:
         """On normal inputs, of tensors that are not small."""
-        return [r for r in self.rows if r.regime == "normal" and r.tensor not in (None, "lse") and r.elements >= 1000]
+        return [
+            r for r in self.rows if r.regime == "normal" and r.tensor not in (None, "lse") and (r.elements or 0) >= 1000
+        ]
 
     def _errors(self) -> list[tuple[str | None, float | None, float | None, float | None]]:
         return [(r.tensor, r.kernel_max, r.kernel_rms, r.kernel_bias) for r in self._plain()]
