@@ -42,6 +42,13 @@ def selftest(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def reproduce(session: nox.Session) -> None:
+    """What publications say of attention's numerics, measured again: `nox -s reproduce -- golden` for one of them."""
+    install(session)
+    session.run("flashproof", "reproduce", *(session.posargs or ["--out", "flashproof-reproduce"]))
+
+
+@nox.session(default=False)
 @nox.parametrize("triton", ["3.6.0", "3.7.1", "3.8.0", "3.9.0"])
 def tritons(session: nox.Session, triton: str) -> None:
     """Run the interpreter's and the kernels' tests on each supported Triton: `nox -s "tritons(triton='3.9.0')"`."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .cli_folder import made, writing
 from .problems import FAIL, PASS, UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def selftest(
     if without is not None and without not in GATES:
         raise UsageError(f"no check {without!r}; the gate has {', '.join(GATES)}")
     if out is not None:
-        _made(out)
+        made(out)
     console = Console()
     with console.progress() as progress:
         result = _tried(
@@ -116,12 +117,10 @@ def _written(target: Path) -> int:
     """Every mutant as a file that a user could have written, for `flashproof verify FILE:attention`."""
     from ..kernels.mutants import MUTANTS, source_of
 
-    _made(target)
-    try:
+    made(target)
+    with writing(target):
         for name, mutant in MUTANTS.items():
             (target / f"{name.replace('-', '_')}.py").write_text(source_of(mutant), encoding="utf-8")
-    except OSError as e:
-        raise UsageError(f"{target} cannot be written to ({e.strerror or e})") from e
     return len(MUTANTS)
 
 
@@ -131,17 +130,7 @@ def _recorded(out: Path, result: SelfTest) -> None:
     from ..reports.selftest_page import render
     from ..reports.selftest_summary import markdown
 
-    try:
+    with writing(out):
         write_json_atomic(out / "selftest.json", result)
         for name, text in (("selftest.html", render(result)), ("selftest.md", markdown(result))):
             write_text_atomic(out / name, text)
-    except OSError as e:
-        raise UsageError(f"{out} cannot be written to ({e.strerror or e})") from e
-
-
-def _made(out: Path) -> None:
-    """The folder; before anything that takes long."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UsageError(f"{out} cannot be written to ({e.strerror or e})") from e
