@@ -11,8 +11,9 @@ attention, variances adding, gives
     var dK = scale^2 sum_i (var(dS) + P^2 var(delta)) Q^2  +  rho dK^2
     var L  = sum_j P^2 var(s)  +  sum_j var(P)  +  4 rho_32 (L^2 + m^2)
 
-(of L the largest that is legitimate: l may be the sum of the weights as rounded) plus what errors of the logits do on the way back (`_Moved`). var(s) collects the roundings of the logits,
-var(P) those of the weights, var(dS) and var(delta) those on the way back, rho is meant once per rounding.
+plus what errors of the logits do on the way back (`_Moved`); of L the largest that is legitimate, for l may be
+the sum of the weights as rounded. var(s) collects the roundings of the logits, var(P) those of the weights,
+var(dS) and var(delta) those on the way back, rho is meant once per rounding.
 Coherent roundings (many equal weights) make the error larger, exactly representable values make it smaller:
 meant for independently drawn inputs, and for the RMS over a whole tensor. Running sums of gradients that
 pass through p (`gradient_stores`) are not predicted: a kernel that does this is worse than it need be.
