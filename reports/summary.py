@@ -6,7 +6,7 @@ printed: so the summary is cut, and the annotations are few and worst first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .markdown import block, inline, table
 from .record import Check, Finding, Run
@@ -94,18 +94,21 @@ def _findings(findings: Iterable[Finding]) -> Iterable[str]:
 
 def github_annotations(run: Run) -> list[str]:
     """At most MAX_ANNOTATIONS workflow commands, worst first; the last says how many are left out."""
-    lines = [
-        _annotation(f"{f.check} {f.tensor or ''}".strip(), f"{sentence(f)}\n{f.replay}")
-        for f in worst_first(run.findings)
-    ]
+    said = [(f"{f.check} {f.tensor or ''}".strip(), f"{sentence(f)}\n{f.replay}") for f in worst_first(run.findings)]
     found = {(f.check, f.tensor) for f in run.findings}
-    lines += [
-        _annotation(f"{c.name} {c.tensor or ''}".strip(), c.detail or "the check failed")
+    said += [
+        (f"{c.name} {c.tensor or ''}".strip(), c.detail or "the check failed")
         for c in run.verdict.checks
         if c.status == "fail" and (c.name, c.tensor) not in found
     ]
     if not run.judged or run.verdict.verdict == "nothing-measured":
-        lines.insert(0, _annotation("no verdict", run.verdict.sentence))
+        said.insert(0, ("no verdict", run.verdict.sentence))
+    return annotations(said)
+
+
+def annotations(said: Sequence[tuple[str, str]]) -> list[str]:
+    """Workflow commands for these (title, message), as many as are shown."""
+    lines = [_annotation(title, message) for title, message in said]
     if len(lines) <= MAX_ANNOTATIONS:
         return lines
     kept = lines[: MAX_ANNOTATIONS - 1]

@@ -68,6 +68,14 @@ class Invariance(_Strict):
     batch: Literal["fail", "report"]
 
 
+class Drift(_Strict):
+    """Paired RMS error of two runs of the same cases, per cell."""
+
+    margin: float = Field(ge=1)
+    confidence: float = Field(gt=0.5, lt=1)
+    min_cases: int = Field(ge=2)
+
+
 class Coverage(_Strict):
     """Fewer cases than this are no measurement."""
 
@@ -88,6 +96,7 @@ class Allowance(_Strict):
     bound_max_ratio: float | None = Field(default=None, gt=0)
     systematic_max_part: float | None = Field(default=None, gt=0)
     accumulators_max_part: float | None = Field(default=None, gt=0, le=1)
+    drift_margin: float | None = Field(default=None, ge=1)
 
 
 class Budgets(_Strict):
@@ -101,6 +110,7 @@ class Budgets(_Strict):
     systematic: Systematic
     accumulators: Accumulators
     invariance: Invariance
+    drift: Drift
     coverage: Coverage
     exceptions: tuple[Allowance, ...] = Field(default=(), alias="exception", strict=False)
 

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from . import interrupts
+from .cli_compare import compare
 from .cli_reproduce import reproduce
 from .cli_selftest import selftest
+from .github import tell
 from .problems import (
     FAIL,
     INTERNAL,
@@ -32,7 +34,6 @@ from .problems import (
 )
 
 if TYPE_CHECKING:
-    from ..reports.record import Run
     from .case import DType
     from .pool import Pool
 
@@ -167,22 +168,7 @@ def _write_reports(folder: Path) -> None:
     write_text_atomic(folder / "report.html", html.render([loaded]))
     write_text_atomic(folder / "junit.xml", junit.junit(loaded))
     write_text_atomic(folder / "summary.md", page)
-    _tell_github(loaded, page)
-
-
-def _tell_github(loaded: Run, page: str) -> None:
-    """The summary of the step and the annotations of the change, where GitHub runs us."""
-    from ..reports.summary import github_annotations
-
-    if os.environ.get("GITHUB_ACTIONS"):
-        for line in github_annotations(loaded):
-            click.echo(line)
-    if target := os.environ.get("GITHUB_STEP_SUMMARY"):
-        try:
-            with Path(target).open("a", encoding="utf-8") as file:
-                file.write(page)
-        except OSError as e:  # the step's page is a courtesy; the verdict stands without it
-            click.echo(f"flashproof: the step's summary cannot be written: {e}", err=True)
+    tell(page, summary.github_annotations(loaded))
 
 
 @cli.command()
@@ -365,6 +351,7 @@ def truth(seed: int, bits: int) -> None:
     sys.exit(PASS if all(r.straight for r in rows) else FAIL)
 
 
+cli.add_command(compare)
 cli.add_command(reproduce)
 cli.add_command(selftest)
 

@@ -23,6 +23,12 @@ class LostError(FlashproofError):
     exit_code = FAIL
 
 
+class NothingError(FlashproofError):
+    """There is nothing to judge by."""
+
+    exit_code = NOTHING
+
+
 class InterruptedRunError(FlashproofError):
     """What there is, is not the whole."""
 

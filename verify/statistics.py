@@ -41,6 +41,29 @@ def student_quantile(p: float, freedom: int) -> float:
     return float(mpmath.findroot(above, (0.0, high), solver="anderson", tol=1e-12, verify=False))
 
 
+def student_tail(t: float, freedom: int) -> float:
+    """P(T > t) for Student's t with `freedom` degrees of freedom (Abramowitz and Stegun 26.7.1)."""
+    if math.isinf(t):
+        return 0.0 if t > 0 else 1.0
+    tail = float(mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True)) / 2
+    return tail if t >= 0 else 1 - tail
+
+
+def p_above(values: Sequence[float], threshold: float) -> float:
+    """The one-sided p-value of "the mean is at most `threshold`" by Student's test; values are independent cases."""
+    shifted = mean_interval([x - threshold for x in values], 0.95)
+    return student_tail(shifted.t, shifted.n - 1) if shifted.n > 1 else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values: those up to alpha reject, with a false one among them at most so often (Holm 1979)."""
+    adjusted, least = [1.0] * len(p_values), 0.0
+    for place, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        least = max(least, min(1.0, (len(p_values) - place) * p_values[i]))
+        adjusted[i] = least
+    return adjusted
+
+
 def mean_interval(values: Sequence[float], confidence: float) -> Mean:
     """Mean with the two-sided Student interval of level `confidence`; values are independent cases."""
     n = len(values)
