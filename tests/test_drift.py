@@ -27,7 +27,7 @@ from flashproof.reports.record import (
 from flashproof.reports.summary import MAX_ANNOTATIONS, annotations
 from flashproof.verify import budgets
 from flashproof.verify.cli import cli
-from flashproof.verify.drift import cause, drift_cells, pairing_of, turned
+from flashproof.verify.drift import TOGETHER, cause, drift_cells, pairing_of, turned
 from flashproof.verify.problems import InterruptedRunError, NothingError
 from flashproof.verify.statistics import holm, mean_interval, p_above, student_quantile, student_tail
 
@@ -147,6 +147,7 @@ def test_one_lucky_cell_among_many_is_not_called_worse():
     assert [c.status for c in cells(*lone)] == ["worse"]
     sides = [lone, *(noisy(f"r{k}", 0.0, 100 * k) for k in range(1, 200))]
     found = cells([r for s in sides for r in s[0]], [r for s in sides for r in s[1]])
+    assert [c.n for c in found if c.regime == TOGETHER] == [2000]
     assert [(c.regime, c.status) for c in found if c.status != "unchanged"] == [("r0", "suspect")]
 
 
@@ -155,9 +156,17 @@ def test_the_worst_comes_first():
     base = [r for k, name in enumerate(regimes) for r in rows(offset=100 * k, regime=name)]
     head = [r for k, (name, x) in enumerate(regimes.items()) for r in rows(factor=x, offset=100 * k, regime=name)]
     found = cells(base, head)
-    assert [(c.regime, c.status) for c in found] == [
+    assert [(c.regime, c.status) for c in found if c.regime != TOGETHER] == [
         ("bad", "worse"), ("mild", "worse"), ("same", "unchanged"), ("good", "better"),
     ]  # fmt: skip
+
+
+def test_all_regimes_together_show_what_none_has_cases_for():
+    base = [r for k in range(8) for r in rows(3, offset=100 * k, regime=f"r{k}")]
+    head = [r for k in range(8) for r in rows(3, offset=100 * k, regime=f"r{k}", factor=1.3)]
+    found = cells(base, head)
+    assert [(c.regime, c.status, c.n) for c in found][:2] == [(TOGETHER, "worse", 24), ("r0", "too few", 3)]
+    assert not [c for c in cells(base, base) if c.status not in ("unchanged", "too few")]
 
 
 # -- what is not finite ------------------------------------------------------------------------------------------------
@@ -331,11 +340,13 @@ def test_compare_fails_a_check_that_passed_and_tells_one_that_passes_now(tmp_pat
         (rows(offset=50), {"seed": 1, "profile": "ci"}, r"no surveyed case.*\(seed 0 and 1, profile quick and ci\)"),
         (rows(4, factor=3.0), {}, r"4 cases of .* pair, but no cell .* has the 8"),
         ([replace(r, natural_scale=2e-6) for r in rows()], {}, "gave other inputs"),
+        ([r for k in range(5) for r in rows(4, offset=50 * k, regime=f"r{k}")], {}, "but no cell"),
         ([], {}, "no surveyed case"),
     ],
 )
 def test_compare_of_what_cannot_be_compared(tmp_path: Path, measured, changes, says) -> None:
-    base, head = write_run(tmp_path / "base", rows()), write_run(tmp_path / "head", measured, **changes)
+    common = measured if len({r.regime for r in measured}) > 1 else rows()
+    base, head = write_run(tmp_path / "base", common), write_run(tmp_path / "head", measured, **changes)
     done = run(base, head, "--out", str(tmp_path / "out"))
     assert isinstance(done.exception, NothingError)
     assert done.exception.exit_code == 5
@@ -372,7 +383,7 @@ def test_github_is_told_the_worst_first(tmp_path: Path) -> None:
     assert done.exit_code == 1, done.output
     lines = [line for line in done.output.splitlines() if line.startswith("::error title=")]
     assert len(lines) == MAX_ANNOTATIONS
-    assert "compare out bf16 r13" in lines[0] and "6 more failures" in lines[-1]
+    assert "compare out bf16 r13" in lines[0] and "7 more failures" in lines[-1]
     assert step.read_text() == "before\n" + (out / "compare.md").read_text()
     record = Drift.model_validate(json.loads((out / "compare.json").read_text()))
     assert annotations(annotated(record)) == lines

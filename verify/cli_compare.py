@@ -65,7 +65,7 @@ def compared(base: Run, head: Run, budgets: Budgets) -> Drift:
         NothingError: no case of one is a case of the other, or no cell has enough of them to tell anything.
     """
     from ..reports.drift import Drift, Side
-    from .drift import cause, drift_cells, pairing_of, turned
+    from .drift import TOGETHER, cause, drift_cells, pairing_of, turned
 
     pairing = pairing_of(base.rows, head.rows)
     if not pairing.paired:
@@ -78,7 +78,7 @@ def compared(base: Run, head: Run, budgets: Budgets) -> Drift:
     before, after = _checks(base, budgets), _checks(head, budgets)
     failing, repaired = turned(before, after), turned(after, before)
     worse = any(c.status == "worse" for c in cells) or bool(failing)
-    if not worse and all(c.status == "too few" for c in cells):
+    if not worse and all(c.status == "too few" for c in cells if c.regime != TOGETHER):
         raise NothingError(
             f"{pairing.paired} cases of {base.folder} and {head.folder} pair, but no cell (dtype x tensor x regime) "
             f"has the {budgets.drift.min_cases} that it takes to compare: survey more cases in both"

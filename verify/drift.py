@@ -24,6 +24,8 @@ _SAME_INPUTS = 1e-6  # relative: the truth of the same recipe differs by less fr
 _EXPLAINED = 0.25  # of the growth of the squared error: a site that makes less of it is not the cause
 _RANKS: dict[State, int] = {"worse": 0, "suspect": 1, "too few": 2, "unchanged": 3, "better": 4}
 
+TOGETHER = "all regimes"  # sees sooner what is in all of them alike, and what is in those with few cases each
+
 _Key = tuple[str, str]  # case_id, tensor
 
 
@@ -67,7 +69,7 @@ def _same_inputs(a: Row, b: Row) -> bool:
 
 
 def drift_cells(base: Sequence[Row], head: Sequence[Row], budgets: Budgets, implementation: str) -> list[DriftCell]:
-    """Per dtype, tensor and regime, how HEAD's error compares with BASE's; worst first."""
+    """Per dtype, tensor and regime (and over all), how HEAD's error compares with BASE's; worst first."""
     limits = budgets.drift
     pairs = _paired(surveyed(base), surveyed(head))
     margins = {
@@ -97,7 +99,18 @@ def _paired(base: Mapping[_Key, Row], head: Mapping[_Key, Row]) -> dict[tuple[st
         log = floored_log_ratio(new.kernel_rms, old.kernel_rms, old.rounded_rms, old.natural_scale)
         if log is not None:
             cell.logs.append(log)
-    return dict(cells)
+    return _with_all_regimes(cells)
+
+
+def _with_all_regimes(cells: dict[tuple[str, str, str], _Pairs]) -> dict[tuple[str, str, str], _Pairs]:
+    """A further cell per dtype and tensor that has several regimes; what is not finite is told of its own cell."""
+    together: dict[tuple[str, str], list[_Pairs]] = defaultdict(list)
+    for (dtype, tensor, _), pairs in cells.items():
+        together[dtype, tensor].append(pairs)
+    pooled = {
+        (*key, TOGETHER): _Pairs([x for p in parts for x in p.logs]) for key, parts in together.items() if parts[1:]
+    }
+    return {**cells, **pooled}
 
 
 def _p(logs: Sequence[float], margin: float) -> float:
