@@ -294,6 +294,49 @@ def test_invariance_rejects_a_gradient_that_is_wrong_only_when_it_alone_is_asked
     assert any("dq alone asked for" in d for d in details)
 
 
+class _Saving(torch.autograd.Function):
+    """Attention without a mask, its backward written by hand; `after` is done to the P that was saved."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, after):
+        p = torch.softmax(q.float() @ k.float().mT * q.shape[-1] ** -0.5, -1)
+        ctx.saved, ctx.after = (q.detach(), k.detach(), v.detach(), p), after
+        return (p @ v.float()).to(q.dtype)
+
+    @staticmethod
+    def backward(ctx, do):
+        q, k, v, p = ctx.saved
+        dv, dp = p.mT @ do.float(), do.float() @ v.float().mT
+        ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+        ctx.after(ctx, p, ds)
+        return (ds @ k.float()).to(q.dtype), (ds.mT @ q.float()).to(q.dtype), dv.to(q.dtype), None
+
+
+def _freed(ctx, *_):
+    del ctx.saved
+
+
+#: what a backward does to what was saved -> the tensors of which a second backward is wrong
+AFTER = {
+    "changes it in place": (lambda ctx, p, ds: p.copy_(ds), {"dq", "dk", "dv"}),
+    "changes a bit of it": (lambda ctx, p, ds: p.mul_(1 + 2.0**-6), {"dv"}),
+    "leaves it alone": (lambda ctx, p, ds: None, set()),
+    "frees it": (_freed, set()),
+}
+
+
+@pytest.mark.parametrize("after", AFTER)
+def test_invariance_rejects_a_backward_that_changes_what_was_saved(after):
+    change, wrong = AFTER[after]
+
+    def attention(query, key, value):
+        return _Saving.apply(query, key, value, change)
+
+    failed = evaluate(CASE.with_(HK=2), recognise("planted", attention), "survey", relations=100).failed
+    assert {c.tensor for c in failed} >= wrong and bool(failed) == bool(wrong)
+    assert all("a second backward over the same graph: " in c.detail for c in failed)
+
+
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_systematic_rejects_a_scale_that_is_off_by_less_than_a_rounding(dtype):
     """0.1 % of the scale moves bf16 outputs by a fraction of their rounding error, all in the same direction."""
