@@ -17,6 +17,7 @@ from flashproof.verify.evaluate import evaluate
 from flashproof.verify.implementation import recognise
 from flashproof.verify.judge import judge
 from flashproof.verify.statistics import mean_interval, rule_of_three, student_quantile
+from flashproof.verify.storage import storage_of
 from flashproof.verify.storing import stores_scores
 from flashproof.verify.verdict import verdict_of
 
@@ -371,6 +372,43 @@ def test_overflow_is_excused_where_standard_attention_overflows_too_and_the_kern
             found[stores] = {(c.name, c.tensor) for c in failed if c.name == "finite"}
         assert found == {True: set(), False: expected}
     assert not stores_scores(recognise("planted", sound), "cpu") and stores_scores(half, "cpu")
+
+
+def _mask_from_the_start(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+                         enable_gqa=False):  # fmt: skip
+    """Reads as many elements as the mask has from where its storage starts, whatever its strides are."""
+    if attn_mask is not None:
+        held = storage_of(attn_mask)
+        attn_mask = held[torch.arange(attn_mask.numel()) % len(held)].view(attn_mask.shape)
+    return sound(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+#: layouts in which masks of every shape that is drawn are not contiguous
+STRIDED = ("packed", "gaps", "columns")
+
+
+@pytest.mark.parametrize("mask", [MaskRecipe(boolean="random"), MaskRecipe(bias="random")])
+def test_a_mask_s_strides_are_a_part_of_the_question(mask):
+    failed = {}
+    for layout in ("contiguous", *STRIDED, "bshd", "expanded"):
+        cases = [CASE.with_(mask=mask, layout=layout, backward=False, B=3, seed=s) for s in range(6)]
+        assert not any(failed_checks(sound, c) for c in cases)
+        failed[layout] = [bool(failed_checks(_mask_from_the_start, c, thorough=False)) for c in cases]
+    assert not any(failed["contiguous"]) and all(all(failed[layout]) for layout in STRIDED)
+    assert any(failed["bshd"]) and any(failed["expanded"])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", *STRIDED, "bshd", "expanded"])
+@pytest.mark.parametrize("recipe", [MaskRecipe(boolean="random"), MaskRecipe(bias="random")])
+def test_inputs_unchanged_rejects_a_write_to_a_mask(layout, recipe):
+    def scribble(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False):
+        o = sound(query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa)
+        held = storage_of(attn_mask)
+        held[-1] = not held[-1]
+        return o
+
+    case = CASE.with_(mask=recipe, layout=layout, backward=False)
+    assert failed_checks(scribble, case) == {("inputs-unchanged", None)}
 
 
 def test_inputs_unchanged_rejects_a_write_to_an_input():

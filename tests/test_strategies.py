@@ -89,6 +89,32 @@ def test_layouts_change_memory_and_not_values(layout):
         assert torch.isnan(storage).sum() == storage.numel() - other.q.numel()
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "bshd", "packed", "gaps", "columns", "expanded"])
+@pytest.mark.parametrize("sizes", [{}, {"M": 1}, {"M": 0}, {"N": 0}])
+def test_masks_lie_in_memory_as_the_layout_says(layout, sizes):
+    shapes = set()
+    for seed in range(40):
+        base = BASE.with_(B=3, seed=seed, mask=MaskRecipe(boolean="random", bias="hidden", key_lengths=True), **sizes)
+        plain, other = build(base).mask, build(base.with_(layout=layout)).mask
+        assert torch.equal(plain.key_lengths, other.key_lengths)
+        for name in ("allowed", "bias"):
+            was, x = getattr(plain, name), getattr(other, name)
+            shapes.add(x.shape)
+            assert torch.equal(was.expand(3, 2, base.M, base.N), x.expand(3, 2, base.M, base.N))
+            if sizes:
+                continue
+            heads = x.dim() > 2 and x.shape[:-2].numel() > 1
+            expected = {
+                "bshd": not heads, "packed": False, "gaps": False, "columns": False,
+                "expanded": was.shape == (3, 2, base.M, base.N),
+            }  # fmt: skip
+            assert x.is_contiguous() == expected.get(layout, True)
+            if layout == "expanded" and was.shape != x.shape:
+                assert 0 in x.stride()[:2]
+    assert other.key_lengths.is_contiguous() == (layout != "gaps")
+    assert len(shapes) == (1 if layout == "expanded" else 6)
+
+
 def test_masks_come_in_every_shape_that_broadcasts():
     masks = [build(BASE.with_(mask=MaskRecipe(boolean="random"), B=2, seed=s)).mask.allowed for s in range(60)]
     assert {tuple(m.shape) for m in masks} == {
