@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from flashproof.verify.case import Case, MaskRecipe, parse_case
 from flashproof.verify.draws import Draws
+from flashproof.verify.implementation import recognise
 from flashproof.verify.inputs import build
 from flashproof.verify.loading import load
 from flashproof.verify.problems import UsageError
 from flashproof.verify.profiles import PROFILES
 from flashproof.verify.regimes import REGIMES
+from flashproof.verify.run import not_covered
 from flashproof.verify.shrink import shrink
 from flashproof.verify.storage import storage_of
 from flashproof.verify.strategies import cases
@@ -135,6 +138,18 @@ def test_fully_masked_rows_and_first_tiles_occur():
 
 
 # -- the survey --------------------------------------------------------------------------------------------------------
+
+
+def test_what_no_case_covers_is_said():
+    profile = PROFILES["quick"]
+    flash, plain = load("flash"), recognise("plain", lambda query, key, value, is_causal=False: query)
+    drawn = list(survey(flash, profile, 0, count=2000))
+    largest = f"more than {max(c.B for c in drawn)} batch elements, more than {max(c.H for c in drawn)} heads"
+    of_a_bias = {"an additive bias in another dtype than the inputs'", "gradients of an additive bias"}
+    for implementation, offered in ((flash, of_a_bias), (plain, set())):
+        missing = not_covered(implementation, profile)
+        assert largest in missing and of_a_bias & set(missing) == offered
+    assert "gradients of an additive bias" not in not_covered(replace(flash, has_backward=False), profile)
 
 
 @pytest.fixture(scope="module")

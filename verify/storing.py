@@ -54,8 +54,8 @@ class _Pattern:
         k = torch.where(place < positive, 1.0, -1.0)
         q = torch.full((case.B, case.H, case.M, case.D), 0.5)
         v = torch.from_numpy(draws.normal(case.B, case.HK, case.N, case.D))
-        tensors = (x.to(DTYPES[case.dtype]) for x in (q, k, v, torch.zeros_like(q)))
-        return cls(arranged(case, *tensors, Mask()).to(device), larger.to(device))
+        q, k, v = (x.to(DTYPES[case.dtype]) for x in (q, k, v))
+        return cls(arranged(case, q, k, v, torch.zeros_like(q), Mask()).to(device), larger.to(device))
 
     def found(self, x: Tensor) -> int:
         """How many elements of a tensor are in rows of scores: rows that hold a number for every key."""
@@ -67,7 +67,7 @@ class _Pattern:
             return 0
         rows = x.detach().movedim(axis, -1)
         # several rows may lie on one axis; or it is longer by what pads the keys to whole tiles
-        rows = rows.unflatten(-1, (-1, n)) if length % n == 0 else rows[..., :n]
+        rows = torch.unflatten(rows, -1, (-1, n)) if length % n == 0 else rows[..., :n]
         high, low = rows[..., self.larger].float(), rows[..., ~self.larger].float()
         spread = torch.maximum(high.amax(-1) - high.amin(-1), low.amax(-1) - low.amin(-1))
         return int(((high.mean(-1) - low.mean(-1)).abs() > _CLEAR * spread).count_nonzero()) * n
