@@ -17,6 +17,7 @@ from flashproof.verify.evaluate import evaluate
 from flashproof.verify.implementation import recognise
 from flashproof.verify.judge import judge
 from flashproof.verify.statistics import mean_interval, rule_of_three, student_quantile
+from flashproof.verify.storage import storage_of
 from flashproof.verify.storing import stores_scores
 from flashproof.verify.verdict import verdict_of
 
@@ -294,6 +295,49 @@ def test_invariance_rejects_a_gradient_that_is_wrong_only_when_it_alone_is_asked
     assert any("dq alone asked for" in d for d in details)
 
 
+class _Saving(torch.autograd.Function):
+    """Attention without a mask, its backward written by hand; `after` is done to the P that was saved."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, after):
+        p = torch.softmax(q.float() @ k.float().mT * q.shape[-1] ** -0.5, -1)
+        ctx.saved, ctx.after = (q.detach(), k.detach(), v.detach(), p), after
+        return (p @ v.float()).to(q.dtype)
+
+    @staticmethod
+    def backward(ctx, do):
+        q, k, v, p = ctx.saved
+        dv, dp = p.mT @ do.float(), do.float() @ v.float().mT
+        ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+        ctx.after(ctx, p, ds)
+        return (ds @ k.float()).to(q.dtype), (ds.mT @ q.float()).to(q.dtype), dv.to(q.dtype), None
+
+
+def _freed(ctx, *_):
+    del ctx.saved
+
+
+#: what a backward does to what was saved -> the tensors of which a second backward is wrong
+AFTER = {
+    "changes it in place": (lambda ctx, p, ds: p.copy_(ds), {"dq", "dk", "dv"}),
+    "changes a bit of it": (lambda ctx, p, ds: p.mul_(1 + 2.0**-6), {"dv"}),
+    "leaves it alone": (lambda ctx, p, ds: None, set()),
+    "frees it": (_freed, set()),
+}
+
+
+@pytest.mark.parametrize("after", AFTER)
+def test_invariance_rejects_a_backward_that_changes_what_was_saved(after):
+    change, wrong = AFTER[after]
+
+    def attention(query, key, value):
+        return _Saving.apply(query, key, value, change)
+
+    failed = evaluate(CASE.with_(HK=2), recognise("planted", attention), "survey", relations=100).failed
+    assert {c.tensor for c in failed} >= wrong and bool(failed) == bool(wrong)
+    assert all("a second backward over the same graph: " in c.detail for c in failed)
+
+
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_systematic_rejects_a_scale_that_is_off_by_less_than_a_rounding(dtype):
     """0.1 % of the scale moves bf16 outputs by a fraction of their rounding error, all in the same direction."""
@@ -356,6 +400,43 @@ def test_overflow_is_excused_where_standard_attention_overflows_too_and_the_kern
     rows = evaluate(case, half, "survey", stores=True).rows
     assert any("overflow: in 1 cases" in line for line in judge(rows, BUDGETS, "planted").not_covered)
     assert not stores_scores(recognise("planted", sound), "cpu") and stores_scores(half, "cpu")
+
+
+def _mask_from_the_start(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+                         enable_gqa=False):  # fmt: skip
+    """Reads as many elements as the mask has from where its storage starts, whatever its strides are."""
+    if attn_mask is not None:
+        held = storage_of(attn_mask)
+        attn_mask = held[torch.arange(attn_mask.numel()) % len(held)].view(attn_mask.shape)
+    return sound(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+#: layouts in which masks of every shape that is drawn are not contiguous
+STRIDED = ("packed", "gaps", "columns")
+
+
+@pytest.mark.parametrize("mask", [MaskRecipe(boolean="random"), MaskRecipe(bias="random")])
+def test_a_mask_s_strides_are_a_part_of_the_question(mask):
+    failed = {}
+    for layout in ("contiguous", *STRIDED, "bshd", "expanded"):
+        cases = [CASE.with_(mask=mask, layout=layout, backward=False, B=3, seed=s) for s in range(6)]
+        assert not any(failed_checks(sound, c) for c in cases)
+        failed[layout] = [bool(failed_checks(_mask_from_the_start, c, thorough=False)) for c in cases]
+    assert not any(failed["contiguous"]) and all(all(failed[layout]) for layout in STRIDED)
+    assert any(failed["bshd"]) and any(failed["expanded"])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", *STRIDED, "bshd", "expanded"])
+@pytest.mark.parametrize("recipe", [MaskRecipe(boolean="random"), MaskRecipe(bias="random")])
+def test_inputs_unchanged_rejects_a_write_to_a_mask(layout, recipe):
+    def scribble(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False):
+        o = sound(query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa)
+        held = storage_of(attn_mask)
+        held[-1] = not held[-1]
+        return o
+
+    case = CASE.with_(mask=recipe, layout=layout, backward=False)
+    assert failed_checks(scribble, case) == {("inputs-unchanged", None)}
 
 
 def test_inputs_unchanged_rejects_a_write_to_an_input():

@@ -64,8 +64,9 @@ def test_head_dims(D):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "bshd", "packed", "gaps", "columns", "expanded"])
-def test_layouts(layout):
-    assert_right(layout=layout)
+@pytest.mark.parametrize("mask", ["none", "boolean", "bias-hidden", "all-at-once"])
+def test_layouts(layout, mask):
+    assert_right(layout=layout, mask=MASKS[mask])
 
 
 @pytest.mark.parametrize(("H", "HK"), [(1, 1), (6, 1), (6, 2), (6, 3), (5, 5)])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from flashproof.verify.case import Case, MaskRecipe, parse_case
 from flashproof.verify.draws import Draws
+from flashproof.verify.implementation import recognise
 from flashproof.verify.inputs import build
 from flashproof.verify.loading import load
 from flashproof.verify.problems import UsageError
 from flashproof.verify.profiles import PROFILES
 from flashproof.verify.regimes import REGIMES
+from flashproof.verify.run import not_covered
 from flashproof.verify.shrink import shrink
 from flashproof.verify.storage import storage_of
 from flashproof.verify.strategies import cases
@@ -89,6 +92,32 @@ def test_layouts_change_memory_and_not_values(layout):
         assert torch.isnan(storage).sum() == storage.numel() - other.q.numel()
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "bshd", "packed", "gaps", "columns", "expanded"])
+@pytest.mark.parametrize("sizes", [{}, {"M": 1}, {"M": 0}, {"N": 0}])
+def test_masks_lie_in_memory_as_the_layout_says(layout, sizes):
+    shapes = set()
+    for seed in range(40):
+        base = BASE.with_(B=3, seed=seed, mask=MaskRecipe(boolean="random", bias="hidden", key_lengths=True), **sizes)
+        plain, other = build(base).mask, build(base.with_(layout=layout)).mask
+        assert torch.equal(plain.key_lengths, other.key_lengths)
+        for name in ("allowed", "bias"):
+            was, x = getattr(plain, name), getattr(other, name)
+            shapes.add(x.shape)
+            assert torch.equal(was.expand(3, 2, base.M, base.N), x.expand(3, 2, base.M, base.N))
+            if sizes:
+                continue
+            heads = x.dim() > 2 and x.shape[:-2].numel() > 1
+            expected = {
+                "bshd": not heads, "packed": False, "gaps": False, "columns": False,
+                "expanded": was.shape == (3, 2, base.M, base.N),
+            }  # fmt: skip
+            assert x.is_contiguous() == expected.get(layout, True)
+            if layout == "expanded" and was.shape != x.shape:
+                assert 0 in x.stride()[:2]
+    assert other.key_lengths.is_contiguous() == (layout != "gaps")
+    assert len(shapes) == (1 if layout == "expanded" else 6)
+
+
 def test_masks_come_in_every_shape_that_broadcasts():
     masks = [build(BASE.with_(mask=MaskRecipe(boolean="random"), B=2, seed=s)).mask.allowed for s in range(60)]
     assert {tuple(m.shape) for m in masks} == {
@@ -109,6 +138,18 @@ def test_fully_masked_rows_and_first_tiles_occur():
 
 
 # -- the survey --------------------------------------------------------------------------------------------------------
+
+
+def test_what_no_case_covers_is_said():
+    profile = PROFILES["quick"]
+    flash, plain = load("flash"), recognise("plain", lambda query, key, value, is_causal=False: query)
+    drawn = list(survey(flash, profile, 0, count=2000))
+    largest = f"more than {max(c.B for c in drawn)} batch elements, more than {max(c.H for c in drawn)} heads"
+    of_a_bias = {"an additive bias in another dtype than the inputs'", "gradients of an additive bias"}
+    for implementation, offered in ((flash, of_a_bias), (plain, set())):
+        missing = not_covered(implementation, profile)
+        assert largest in missing and of_a_bias & set(missing) == offered
+    assert "gradients of an additive bias" not in not_covered(replace(flash, has_backward=False), profile)
 
 
 @pytest.fixture(scope="module")

@@ -97,12 +97,13 @@ class Implementation:
 
     def __call__(
         self, case: Case, inputs: Inputs, gradients: tuple[str, ...] = ("dq", "dk", "dv"), *,
-        dlse: Tensor | None = None, between: Inputs | None = None,
+        dlse: Tensor | None = None, between: Inputs | None = None, twice: bool = False,
     ) -> Outputs:  # fmt: skip
         """Forward, and backward if the case asks for it.
 
         Only the `gradients` named are asked for; `dlse` [B, H, M] comes back through the LSE as well; between forward
-        and backward the function is called on other inputs of the same shape.
+        and backward the function is called on other inputs of the same shape; `twice` goes back over the same graph
+        a second time, and has the gradients of that.
 
         Raises:
             RefusedError: the function does not take this problem and says so (`refusals`).
@@ -112,7 +113,7 @@ class Implementation:
         """
         with contained():
             try:
-                return self._run(case, inputs, gradients, dlse, between)
+                return self._run(case, inputs, gradients, dlse, between, twice)
             except (WrongResultError, RefusedError):
                 raise
             except Exception as e:
@@ -121,7 +122,8 @@ class Implementation:
                 raise (RefusedError if kind == "refusal" else LayoutRefusedError)(describe(e)) from e
 
     def _run(
-        self, case: Case, inputs: Inputs, gradients: tuple[str, ...], dlse: Tensor | None, between: Inputs | None
+        self, case: Case, inputs: Inputs, gradients: tuple[str, ...], dlse: Tensor | None, between: Inputs | None,
+        twice: bool,
     ) -> Outputs:  # fmt: skip
         given = {"dq": inputs.q, "dk": inputs.k, "dv": inputs.v}
         leaves = [x.detach().requires_grad_(case.backward and n in gradients) for n, x in given.items()]
@@ -141,7 +143,8 @@ class Implementation:
         if between is not None:
             self._forward(case, between, [x.detach() for x in (between.q, between.k, between.v)])
         asked = {n: leaf for n, leaf in zip(given, leaves, strict=True) if leaf.requires_grad}
-        return Outputs(out.detach(), lse, **_differentiated(results, asked, backwards))
+        found = _differentiated(results, asked, backwards, retain=twice)
+        return Outputs(out.detach(), lse, **(_again(results, asked, backwards) if twice else found))
 
     def _forward(self, case: Case, inputs: Inputs, leaves: list[Tensor]) -> Any:
         if self.signature == "flash_attn":
@@ -236,15 +239,27 @@ class Implementation:
         return torch.where(lse == float("inf"), float("-inf"), lse) if self.signature == "flash_attn" else lse
 
 
-def _differentiated(results: list[Tensor], leaves: dict[str, Tensor], backwards: list[Tensor]) -> dict[str, Tensor]:
+def _differentiated(
+    results: list[Tensor], leaves: dict[str, Tensor], backwards: list[Tensor], *, retain: bool = False
+) -> dict[str, Tensor]:  # fmt: skip
     """The gradients by name; a missing one, or one of another shape, is a wrong result."""
-    found = torch.autograd.grad(results, list(leaves.values()), backwards, allow_unused=True)
+    found = torch.autograd.grad(results, list(leaves.values()), backwards, allow_unused=True, retain_graph=retain)
     for (name, leaf), gradient in zip(leaves.items(), found, strict=True):
         if gradient is None:
             raise WrongResultError(f"{name} is missing: the output does not depend on that input")
         if gradient.shape != leaf.shape:
             raise WrongResultError(f"{name} has shape {tuple(gradient.shape)}, not {tuple(leaf.shape)}")
     return dict(zip(leaves, found, strict=True))
+
+
+def _again(results: list[Tensor], leaves: dict[str, Tensor], backwards: list[Tensor]) -> dict[str, Tensor]:
+    """The gradients of a second backward.  A function may free its buffers in the first: then it raises whatever."""
+    try:
+        return _differentiated(results, leaves, backwards)
+    except (KernelError, WrongResultError):
+        raise
+    except Exception as e:
+        raise RefusedError(f"a second backward: {describe(e)}") from e
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from ..reference.masks import Mask
 from .case import Case
 from .draws import Draws, Float
 from .masking import DTYPES as DTYPES
-from .masking import drawn_mask
+from .masking import drawn_mask, placed_mask
 from .problems import UsageError
 from .regimes import REGIMES
 from .storage import placed_like, storage_of
@@ -36,13 +36,8 @@ class Inputs:
             return self
         moved = {n: _moved(getattr(self, n), device) for n in ("q", "k", "v", "do")}
         m = self.mask
-        mask = Mask(
-            causal=m.causal, window=m.window, alignment=m.alignment,
-            allowed=None if m.allowed is None else m.allowed.to(device),
-            bias=None if m.bias is None else m.bias.to(device),
-            key_lengths=None if m.key_lengths is None else m.key_lengths.to(device),
-        )  # fmt: skip
-        return Inputs(**moved, mask=mask)
+        allowed, bias, lengths = (None if x is None else _moved(x, device) for x in (m.allowed, m.bias, m.key_lengths))
+        return Inputs(**moved, mask=replace(m, allowed=allowed, bias=bias, key_lengths=lengths))
 
     def batch(self, b: int) -> Inputs:
         """Batch element b alone."""
@@ -73,11 +68,11 @@ def build(case: Case) -> Inputs:
     values = REGIMES[case.regime].draw(case)
     dtype = DTYPES[case.dtype]
     q, k, v, do = (rounded(np.asarray(x), dtype) for x in (values.q, values.k, values.v, values.do))
-    return arranged(case, q, k, v, do, drawn_mask(case))
+    return arranged(case, q, k, v, do, placed_mask(case, drawn_mask(case)))
 
 
 def arranged(case: Case, q: Tensor, k: Tensor, v: Tensor, do: Tensor, mask: Mask) -> Inputs:
-    """The given values in the case's memory layout."""
+    """The given values in the case's memory layout; the mask stays where it is."""
     if case.layout == "expanded":  # one key/value head for all; dO as `out.sum().backward()` makes it: stride 0
         k, v = (x[:, :1].expand(-1, case.HK, -1, -1) for x in (k, v))
         rows, columns = (1, 1) if Draws(case.seed, "layout").uniform(1)[0] < 0.5 else (1, case.D)

@@ -236,6 +236,14 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
     return Twin(case, inputs, dict.fromkeys(GRADIENTS, same), bits=frozenset({"dv"}), between=other)
 
 
+@_relation("a second backward over the same graph")
+def _(case: Case, inputs: Inputs) -> Twin | None:
+    """What the forward saved is still there after the first."""
+    if not case.backward:
+        return None
+    return Twin(case, inputs, dict.fromkeys(GRADIENTS, same), bits=frozenset({"dv"}), twice=True)
+
+
 @_relation("a gradient through the LSE")
 def _(case: Case, inputs: Inputs) -> Twin | None:
     if not case.backward:

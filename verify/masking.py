@@ -1,9 +1,13 @@
-"""From a case's mask recipe to the mask: what is drawn comes from the case's own seed."""
+"""From a case's mask recipe to the mask and its memory layout: what is drawn comes from the case's own seed."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..reference.masks import Mask
 from .case import Case
@@ -39,3 +43,35 @@ def drawn_mask(case: Case) -> Mask:
         causal=recipe.causal, window=recipe.window or (None, None), alignment=recipe.alignment,
         allowed=allowed, bias=bias, key_lengths=lengths,
     )  # fmt: skip
+
+
+def placed_mask(case: Case, mask: Mask) -> Mask:
+    """The same restrictions in the case's memory layout."""
+    lengths = mask.key_lengths
+    if lengths is not None and case.layout == "gaps":  # in between: every key exists
+        lengths = _within(lengths, (2,), 1, case.N)
+    allowed, bias = (None if x is None else _placed(case, x) for x in (mask.allowed, mask.bias))
+    return replace(mask, allowed=allowed, bias=bias, key_lengths=lengths)
+
+
+def _placed(case: Case, x: Tensor) -> Tensor:
+    """A mask [..., M, N] as its users make them."""
+    if case.layout == "bshd":  # queries outermost: all heads of a query side by side
+        return x.movedim(-2, 0).contiguous().movedim(0, -2)
+    if case.layout == "columns":  # the keys stride
+        return x.mT.contiguous().mT
+    if case.layout == "expanded":  # one mask for all heads, and for all batch elements: stride 0
+        return x.expand(case.B, case.H, case.M, case.N)
+    if case.layout in ("packed", "gaps"):  # a part of a longer mask, made once; or every stride padded, an odd offset
+        more, offset = ((5, 3), 0) if case.layout == "packed" else ((7, 3), 17)
+        rows, row = x.shape[-2] + more[0], x.shape[-1] + more[1]
+        outer = [math.prod(x.shape[i + 1 : -2]) * rows * row for i in range(x.dim() - 2)]
+        return _within(x, (*outer, row, 1), offset, True if x.dtype == torch.bool else math.nan)
+    return x
+
+
+def _within(x: Tensor, strides: tuple[int, ...], offset: int, other: float) -> Tensor:
+    """The same values in a larger storage; `other` lies in between and around."""
+    size = sum(max(n - 1, 0) * stride for n, stride in zip(x.shape, strides, strict=True)) + 1
+    storage = torch.full((offset + size + 16,), other, dtype=x.dtype)
+    return storage.as_strided(x.shape, strides, offset).copy_(x)

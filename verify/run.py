@@ -29,7 +29,7 @@ from ..reports.record import (
 from . import interrupts
 from .algebra import findings as algebra_findings
 from .attribution import attribution, sample_case
-from .case import UNIT_ROUNDOFF, Case
+from .case import UNIT_ROUNDOFF, Case, MaskRecipe
 from .evaluate import Result
 from .exact import compare
 from .exact_problems import gradients_of, problems
@@ -42,7 +42,7 @@ from .problems import LostError, UsageError
 from .profiles import Profile
 from .settings import Progress, Settings
 from .storing import stores_scores
-from .survey import mask_templates, survey
+from .survey import HEADS, MANY, mask_templates, survey
 from .verdict import verdict_of
 
 
@@ -120,7 +120,7 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
             raise KeyboardInterrupt
         for number, finding in enumerate(findings, start=1):
             write_finding(out / "findings", number, finding, implementation, stores_scores=bool(pool.stores))
-        missing = [*_not_covered(implementation, settings.profile), *left_out]
+        missing = [*not_covered(implementation, settings.profile), *left_out]
         judgement = judge(rows, settings.budgets, settings.spec, missing, algebra)
         seconds = time.perf_counter() - start
         verdict = verdict_of(judgement, findings, settings.spec, settings.budgets, rows, seconds, algebra)
@@ -227,7 +227,7 @@ class _Measurement:
                 raise
 
 
-def _not_covered(implementation: Implementation, profile: Profile) -> list[str]:
+def not_covered(implementation: Implementation, profile: Profile) -> list[str]:
     """What the function's signature leaves out, and what the profile does."""
     base = Case(B=1, H=1, HK=1, M=4, N=4, D=16, dtype="fp16", regime="normal", seed=0)
     probes = [base.with_(mask=m) for m in mask_templates()]
@@ -237,6 +237,11 @@ def _not_covered(implementation: Implementation, profile: Profile) -> list[str]:
     missing += ["the log-sum-exp"] if implementation.lse_option is None else []
     missing += [f"the option {o}" for o in UNTESTED if o in implementation.options]
     missing.append(f"sequences longer than {profile.max_length}, head dimensions other than those of the profile")
+    batch, heads = max(B for B, _, _ in MANY), max(H for H, _ in (*HEADS, *(many[1:] for many in MANY)))
+    missing.append(f"more than {batch} batch elements, more than {heads} heads")
+    if implementation.lacks(base.with_(mask=MaskRecipe(bias="random"), backward=False)) is None:
+        missing.append("an additive bias in another dtype than the inputs'")
+        missing += ["gradients of an additive bias"] if implementation.has_backward else []
     missing += [f"{d} inputs" for d in UNIT_ROUNDOFF if d not in profile.dtypes]
     return list(dict.fromkeys(missing))
 
