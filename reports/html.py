@@ -125,7 +125,7 @@ def _view(run: Run, name: str, budget: _Budget, share: int) -> _View:
     findings = words.worst_first(run.findings)
     found = {(f.check, f.tensor) for f in findings}
     broken, broken_left_out = overview.broken(run, max(1, share // 10))
-    ranks = {"fail": 0, "pass": 1, "skipped": 2}
+    ranks = {"fail": 0, "waived": 1, "pass": 2, "skipped": 3}
     checks = sorted(enumerate(run.verdict.checks), key=lambda item: (ranks[item[1].status], item[0]))
     bounds = [row.bound_ratio for row in run.rows if row.bound_ratio is not None]
     return _View(

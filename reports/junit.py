@@ -61,14 +61,18 @@ def _concerns(finding: Finding, check: Check) -> bool:
 
 def _check(suite: ET.Element, implementation: str, check: Check, findings: list[Finding]) -> None:
     case = _case(suite, implementation, check.name, check.tensor)
-    if check.status == "skipped":
-        ET.SubElement(case, "skipped", message=_text(check.detail or "not applicable"))
+    if check.status in ("skipped", "waived"):
+        ET.SubElement(case, "skipped", message=_text(_skipped(check)))
     elif check.status == "fail":
         message = sentence(findings[0]) if findings else check.detail or "the check failed"
         failure = ET.SubElement(case, "failure", type=_text(check.name), message=_text(message))
         failure.text = _text("\n\n".join([check.detail, *map(_told, findings[:10])]).strip())
     elif check.detail:
         ET.SubElement(case, "system-out").text = _text(f"n = {check.n}: {check.detail}")
+
+
+def _skipped(check: Check) -> str:
+    return f"waived: {check.detail}" if check.status == "waived" else check.detail or "not applicable"
 
 
 def _error(suite: ET.Element, implementation: str, name: str, message: str) -> None:

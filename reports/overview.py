@@ -46,10 +46,12 @@ def grid(run: Run) -> Table:
             if row.bound_ratio is not None:
                 worst[key] = max(worst.get(key, 0.0), row.bound_ratio)
     bad = _failed(run, dtypes)
+    let_off = _violations(run) - bad
 
     def square(tensor: str, dtype: str) -> Square:
         key = (tensor, dtype)
         status = "fail" if key in bad else "pass" if cases[key] and run.judged else "not measured"
+        status = "waived" if status == "pass" and key in let_off else status
         return Square(
             "not judged" if cases[key] and not run.judged else status,
             len(cases[key]),
@@ -61,7 +63,9 @@ def grid(run: Run) -> Table:
 
 def _failed(run: Run, dtypes: Sequence[str]) -> set[tuple[str, str]]:
     """Tensors and dtypes that something failed for; a failure that names no dtype counts for all of them."""
-    bad = {(str(row.tensor), str(row.dtype)) for row in run.rows if measured(row) and violates(row)}
+    waived = {c.tensor for c in run.verdict.checks if c.status == "waived"}
+    waived -= {c.tensor for c in run.verdict.checks if c.status == "fail"}
+    bad = {(tensor, dtype) for tensor, dtype in _violations(run) if tensor not in waived}
     bad |= {(cell.tensor, cell.dtype) for cell in run.verdict.cells if cell.status == "fail"}
     for finding in run.findings:
         dtype = finding.case.get("dtype")
@@ -73,6 +77,11 @@ def _failed(run: Run, dtypes: Sequence[str]) -> set[tuple[str, str]]:
         if check.status == "fail" and check.tensor and check.tensor not in located:
             bad |= {(check.tensor, name) for name in dtypes}
     return bad
+
+
+def _violations(run: Run) -> set[tuple[str, str]]:
+    """Tensors and dtypes with an error beyond any statistics, whatever was decided about it."""
+    return {(str(row.tensor), str(row.dtype)) for row in run.rows if measured(row) and violates(row)}
 
 
 # ------------------------------------------------------------------------------------------------- heat map

@@ -51,6 +51,7 @@ __all__ = [
     "ShardWriter",
     "Share",
     "Verdict",
+    "Waived",
     "load",
     "read_shards",
     "write_json_atomic",
@@ -115,10 +116,20 @@ class Check(_Model):
     """One question, its status, and the numbers behind it; `n` is how many cases it rests on."""
 
     name: str
-    status: Literal["pass", "fail", "skipped"]
+    status: Literal["pass", "fail", "skipped", "waived"]
     tensor: Tensor | None = None
     n: int = 0
     detail: str = ""
+
+
+class Waived(_Model):
+    """A waiver, and in how many cases it let a check fail; `scope` is what it covers, in words."""
+
+    check: str
+    scope: str
+    cases: int
+    reason: str
+    expires: str  # ISO 8601
 
 
 class Finding(_Model):
@@ -217,6 +228,7 @@ class Verdict(_Model):
     findings: tuple[Finding, ...] = Field(default=(), strict=False)
     cells: tuple[Cell, ...] = Field(default=(), strict=False)
     not_covered: tuple[str, ...] = Field(default=(), strict=False)
+    waived: tuple[Waived, ...] = Field(default=(), strict=False)
     counts: Counts = Counts()
     algebra: Algebra | None = None
     seconds: Number = 0.0

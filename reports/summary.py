@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from .markdown import block, inline, table
-from .record import Check, Finding, Run
+from .record import Check, Finding, Run, Waived
 from .words import clip, count, duration, encodable, meaning, plural, sentence, worst_first
 
 MAX_BYTES = 1_000_000
@@ -27,6 +27,8 @@ _FINDINGS = 5
 def summary(run: Run) -> str:
     """Verdict, the three answers, the checks, the worst findings with their replay commands."""
     blocks = [*_head(run), _checks(run.verdict.checks), *_findings(run.findings)]
+    if run.verdict.waived:
+        blocks.append(_waived(run.verdict.waived))
     if run.verdict.not_covered:
         items = "\n".join(f"- {inline(item)}" for item in run.verdict.not_covered[:50])
         blocks.append(f"<details><summary>Not covered</summary>\n\n{items}\n\n</details>")
@@ -63,7 +65,7 @@ def _head(run: Run) -> Iterable[str]:
 
 
 def _checks(checks: Iterable[Check]) -> str:
-    ranks = {"fail": 0, "pass": 1, "skipped": 2}
+    ranks = {"fail": 0, "waived": 1, "pass": 2, "skipped": 3}
     ranked = sorted(checks, key=lambda check: ranks[check.status])
     rows = (
         (
@@ -77,6 +79,11 @@ def _checks(checks: Iterable[Check]) -> str:
     )
     made = table(("", "check", "tensor", "cases", "detail"), rows) if ranked else "No check was made."
     return made + (f"\n\nand {count(len(ranked) - _CHECKS)} more." if len(ranked) > _CHECKS else "")
+
+
+def _waived(waived: Sequence[Waived]) -> str:
+    rows = ((inline(w.scope), count(w.cases), inline(w.reason), inline(w.expires)) for w in waived[:_CHECKS])
+    return f"### Waived\n\n{table(('failure', 'cases', 'reason', 'until'), rows)}"
 
 
 def _findings(findings: Iterable[Finding]) -> Iterable[str]:

@@ -152,6 +152,7 @@ _MEANINGS = {
     "ratio": "Further from the truth than standard attention, by more than its margin and than its roundings predict.",
     "predictor": "The typical error is larger than the algorithm's roundings make it: precision is lost somewhere.",
     "bias": "The errors lean to one side: something truncates where it should round to nearest.",
+    "waivers": "A failure was let pass until a date, and that date is past.",
     "algebra": "Without any rounding, the kernel's own source does not compute attention: its formula is wrong, "
     "whatever its precision.",
     "accumulators": "Sums are carried in too few bits: with the rounding of the accumulators alone, the source makes "

@@ -11,21 +11,29 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .problems import UsageError
+from .waivers import Waiver
 
 SCHEMA = 1
+_LISTS = ("exception", "waiver")
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, str_strip_whitespace=True)
 
 
-class Bound(_Strict):
+class _Section(_Strict):
+    """A table of the file; `reason` says why it is looser than the default."""
+
+    reason: str | None = Field(default=None, min_length=1)
+
+
+class Bound(_Section):
     """A priori bounds: largest allowed error / bound."""
 
     max_ratio: float = Field(gt=0)
 
 
-class Ratio(_Strict):
+class Ratio(_Section):
     """Paired RMS error against standard attention's, per cell."""
 
     margin: float = Field(ge=1)
@@ -33,13 +41,13 @@ class Ratio(_Strict):
     min_cases: int = Field(ge=2)
 
 
-class Predictor(_Strict):
+class Predictor(_Section):
     """RMS error against what roundings predict, per cell."""
 
     margin: float = Field(ge=1)
 
 
-class Bias(_Strict):
+class Bias(_Section):
     """Mean signed error in ulp beyond the rounded truth's."""
 
     max_ulp: float = Field(gt=0)
@@ -47,7 +55,7 @@ class Bias(_Strict):
     min_cases: int = Field(ge=2)
 
 
-class Systematic(_Strict):
+class Systematic(_Section):
     """The component of errors along the derivative by a parameter: the parameter's relative error."""
 
     max_part: float = Field(gt=0)
@@ -55,20 +63,20 @@ class Systematic(_Strict):
     min_cases: int = Field(ge=2)
 
 
-class Accumulators(_Strict):
+class Accumulators(_Section):
     """What roundings of the accumulators may contribute to a tensor's mean squared error."""
 
     max_part: float = Field(gt=0, lt=1)
 
 
-class Invariance(_Strict):
+class Invariance(_Section):
     """What a result may depend on."""
 
     repeat: Literal["fail", "report"]
     batch: Literal["fail", "report"]
 
 
-class Drift(_Strict):
+class Drift(_Section):
     """Paired RMS error of two runs of the same cases, per cell."""
 
     margin: float = Field(ge=1)
@@ -76,7 +84,7 @@ class Drift(_Strict):
     min_cases: int = Field(ge=2)
 
 
-class Coverage(_Strict):
+class Coverage(_Section):
     """Fewer cases than this are no measurement."""
 
     min_cases: int = Field(ge=1)
@@ -113,6 +121,7 @@ class Budgets(_Strict):
     drift: Drift
     coverage: Coverage
     exceptions: tuple[Allowance, ...] = Field(default=(), alias="exception", strict=False)
+    waivers: tuple[Waiver, ...] = Field(default=(), alias="waiver", strict=False)
 
     def allowance(
         self, key: str, default: float, implementation: str, dtype: str, tensor: str, regime: str | None = None
@@ -136,27 +145,66 @@ def load(path: Path | None = None) -> Budgets:
     """The default budgets, overridden by those of a file.
 
     Raises:
-        UsageError: for a file that cannot be read, is not TOML, or has an unknown key or a value of the wrong type.
+        UsageError: for a file that cannot be read, is not TOML, has an unknown key or a value of the wrong type, or
+            loosens a default without a reason.
     """
-    data = defaults = tomllib.loads(files(__package__).joinpath("budgets.toml").read_text())
-    if path is not None:
-        try:
-            own = tomllib.loads(path.read_text())
-        except (OSError, UnicodeDecodeError) as e:
-            raise UsageError(f"budgets {path} cannot be read: {e}") from e
-        except tomllib.TOMLDecodeError as e:
-            raise UsageError(f"budgets {path} is not TOML: {e}") from e
-        data = _merged(data, own)
+    defaults = default_entries()
+    own = {} if path is None else file_entries(path)
     try:
-        return Budgets.model_validate(data)
+        budgets = Budgets.model_validate(_merged(defaults, own))
     except ValidationError as e:
         first = e.errors()[0]
         place = list(first["loc"])
-        if place[0] == "exception" and len(place) > 1:  # the user's file counts from 1, after the defaults' own
-            place[1] = int(place[1]) - len(defaults.get("exception", [])) + 1
+        if place[0] in _LISTS and len(place) > 1:  # the user's file counts from 1, after the defaults' own
+            place[1] = int(place[1]) - len(defaults.get(str(place[0]), [])) + 1
         where = ".".join(str(p) for p in place)
         message = {"extra_forbidden": "unknown key", "missing": "missing, state it"}.get(first["type"], first["msg"])
-        raise UsageError(f"budgets {path}: {where}: {message}") from e
+        raise UsageError(f"budgets {path}: {where}: {message.removeprefix('Value error, ')}") from e
+    for section, key in loosened(defaults, own):
+        if not own[section].get("reason"):
+            raise UsageError(
+                f"budgets {path}: {section}.{key}: {own[section][key]} is looser than the default "
+                f"{defaults[section][key]}: state a reason in [{section}], or scope it with an [[exception]]"
+            )
+    return budgets
+
+
+def default_entries() -> dict[str, Any]:
+    """The default budgets as TOML has them."""
+    return tomllib.loads(files(__package__).joinpath("budgets.toml").read_text())
+
+
+def file_entries(path: Path) -> dict[str, Any]:
+    """A file of budgets as TOML has it."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"budgets {path} cannot be read: {e}") from e
+    except tomllib.TOMLDecodeError as e:
+        raise UsageError(f"budgets {path} is not TOML: {e}") from e
+
+
+def loosened(defaults: dict[str, Any], own: dict[str, Any]) -> list[tuple[str, str]]:
+    """The (section, key) of a file by which less fails than by default: larger limits, and "report" for "fail".
+
+    A limit, the confidence that it is exceeded, and the cases that this takes are all looser when larger.  `coverage`
+    alone is not asked: its size is part of every verdict.
+    """
+    found = []
+    for section, entries in own.items():
+        if section == "coverage" or not isinstance(entries, dict) or not isinstance(defaults.get(section), dict):
+            continue
+        for key, value in entries.items():
+            usual = defaults[section].get(key)
+            if usual is not None and _looser(value, usual):
+                found.append((section, key))
+    return found
+
+
+def _looser(value: float | str, usual: float | str) -> bool:
+    if isinstance(value, str) or isinstance(usual, str):
+        return (value, usual) == ("report", "fail")
+    return value > usual
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +212,7 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     for key, value in own.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict):
             out[key] = _merged(base[key], value)
-        elif key == "exception" and isinstance(value, list):
+        elif key in _LISTS and isinstance(value, list):
             out[key] = [*base.get(key, []), *value]
         else:
             out[key] = value

@@ -187,7 +187,9 @@ def gate(run_folder: Path, budgets_file: Path | None) -> None:
     name = loaded.manifest.implementation
     algebra = loaded.verdict.algebra
     judgement = judge(loaded.rows, limits, name, loaded.verdict.not_covered, algebra)
-    verdict = verdict_of(judgement, loaded.findings, name, limits, loaded.rows, loaded.verdict.seconds, algebra)
+    waived = {(c.name, c.tensor) for c in judgement.checks if c.status == "waived"}
+    findings = [f for f in loaded.findings if (f.check, f.tensor) not in waived]
+    verdict = verdict_of(judgement, findings, name, limits, loaded.rows, loaded.verdict.seconds, algebra)
     Console().verdict(verdict, run_folder)
     code = _VERDICT_CODES[verdict.verdict]
     if loaded.manifest.interrupted and code == PASS:

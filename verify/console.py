@@ -27,6 +27,7 @@ _MARK = {
     "pass": "[green]pass[/]",
     "fail": "[red]FAIL[/]",
     "skipped": "[dim]-[/]",
+    "waived": "[yellow]waived[/]",
     "nothing-measured": "[yellow]nothing measured[/]",
 }
 
@@ -104,6 +105,9 @@ class Console:
             script = folder / "findings" / f"{number:03d}.py"
             if script.is_file():
                 self.out.print(escape(f"  python {script}"), soft_wrap=True)
+        for w in verdict.waived:
+            said = f"{w.scope} in {w.cases} cases until {w.expires}: {w.reason}"
+            self.out.print(f"\n[yellow]waived[/]: {escape(said)}", soft_wrap=True)
         if verdict.not_covered:
             self.out.print(f"\n[dim]not covered:[/] {escape('; '.join(verdict.not_covered))}", soft_wrap=True)
         for question in ("algebraic", "bitwise", "accuracy"):

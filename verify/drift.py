@@ -16,8 +16,8 @@ from ..reports.drift import DriftCell, Pairing, State
 from ..reports.record import Algebra, Check, Row, Share
 from .attribution import REST, WHOLE
 from .budgets import Budgets
+from .case_checks import TENSORS
 from .errors import floored_log_ratio
-from .judge import TENSORS
 from .statistics import holm, mean_interval, p_above
 
 _SAME_INPUTS = 1e-6  # relative: the truth of the same recipe differs by less from machine to machine

@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .regimes import REGIMES
 from .script import script_of
 from .settings import Progress, Settings
 from .shrink import shrink
+from .waivers import Waivers
 
 _ORDER = (
     "returns",
@@ -68,7 +70,7 @@ def findings_of(
     judgement: Judgement, results: Sequence[Result], pool: Pool, settings: Settings, progress: Progress
 ) -> list[Finding]:
     """The findings of a failed run, shrunk."""
-    suspects = _case_suspects(results)
+    suspects = _case_suspects(results, Waivers(settings.budgets.waivers, settings.spec, date.today()))
     shown = {s.tensor for s in suspects}
     suspects += [
         s for s in _survey_suspects(judgement, results) if s.tensor not in shown and (s.tensor == "out" or not shown)
@@ -99,12 +101,14 @@ def _size(case: Case) -> int:
     return case.B * case.H * (case.M + 1) * (case.N + 1) * case.D
 
 
-def _case_suspects(results: Sequence[Result]) -> list[_Suspect]:
+def _case_suspects(results: Sequence[Result], waivers: Waivers) -> list[_Suspect]:
     best: dict[tuple[str, str | None], tuple[Case, Check]] = {}
     for r in results:
         forward_failed = any(c.tensor in ("out", "lse") for c in r.failed)
         for c in r.failed:
             if c.name == "batch-invariance" or (forward_failed and c.tensor in ("dq", "dk", "dv")):
+                continue
+            if any(waivers.covers(c.name, row) for row in r.rows if c.tensor in (None, row.tensor)):
                 continue
             key = (c.name, c.tensor)
             if key not in best or _size(r.case) < _size(best[key][0]):

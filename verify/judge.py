@@ -1,6 +1,7 @@
 """From rows to checks: every question of a run answered, and the cells behind the answers.
 
-A pure function of the record: `verify` and `gate` call it with the same rows and get the same answer.
+A pure function of the record and, where budgets hold waivers, of the day: `verify` and `gate` call it with the same
+rows and get the same answer.
 """
 
 from __future__ import annotations
@@ -9,27 +10,24 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 
-from ..reports.record import Algebra, Cell, Check, Counts, Row
+from ..reports.record import Algebra, Cell, Check, Counts, Row, Waived
 from ..reports.record import Tensor as TensorName
 from .algebra import accumulator_checks
 from .algebra import checks as algebra_checks
 from .budgets import Budgets
 from .case import UNIT_ROUNDOFF
+from .case_checks import TENSORS, case_checks, check, failed_in
 from .expected import MODERATE, PARAMETER
 from .regimes import REGIMES
-from .statistics import common_slope, mean_interval, rule_of_three
+from .statistics import common_slope, mean_interval
+from .waivers import Waivers
 
-TENSORS: tuple[TensorName, ...] = ("out", "lse", "dq", "dk", "dv")
 _WITH_BIAS: tuple[TensorName, ...] = ("out", "dq", "dk", "dv")
-_FORWARD: tuple[TensorName, ...] = ("out", "lse")
-_PER_TENSOR = ("finite", "bound", "repeat", "memory", "kept", "invariance", "batch-invariance")
-_ONLY_SURVEYED = ("repeat", "memory", "kept", "invariance", "inference")
-
 
 #: an fp32 kernel rounds scale and log2(e) themselves, once for all elements: that much is in every error
 _FP32_CONSTANTS = 2.0**-18
-
 
 _TOGETHER = "all regimes"
 
@@ -42,6 +40,7 @@ class Judgement:
     cells: tuple[Cell, ...]
     counts: Counts
     not_covered: tuple[str, ...]
+    waived: tuple[Waived, ...] = ()
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -50,20 +49,23 @@ class Judgement:
 
 def judge(
     rows: Sequence[Row], budgets: Budgets, implementation: str, not_covered: Iterable[str] = (),
-    algebra: Algebra | None = None,
+    algebra: Algebra | None = None, today: date | None = None,
 ) -> Judgement:  # fmt: skip
     """All checks over all rows, and over what was run in exact arithmetic."""
-    survey = [r for r in rows if r.phase == "survey" and r.tensor is not None]
+    waivers = Waivers(budgets.waivers, implementation, today or date.today())
+    cases = case_checks(rows, budgets, implementation, waivers)
+    survey = [r for r in rows if r.phase == "survey" and r.tensor is not None and not waivers.leaves_out(r)]
     independent = [r for r in survey if r.regime in REGIMES and REGIMES[r.regime].independent]
     cells = _ratio_cells(independent, budgets, implementation)
     checks = [
-        *_case_checks(rows, budgets, implementation),
+        *cases,
         *_ratio_checks(cells),
         *_predictor_checks(independent, budgets, implementation),
         *_bias_checks(independent, budgets, implementation),
         *_systematic_checks(independent, budgets, implementation),
         *algebra_checks(algebra),
         *accumulator_checks(algebra, budgets, implementation),
+        *waivers.check(),
     ]
     measured = {
         phase: len({r.case_id for r in rows if r.phase == phase and r.status == "ok"}) for phase in ("survey", "hunt")
@@ -74,7 +76,7 @@ def judge(
         hunt=measured["hunt"],
     )
     missing = tuple(dict.fromkeys((*not_covered, *_refused(rows), *_excused(rows))))
-    return Judgement(tuple(checks), tuple(cells), counts, missing)
+    return Judgement(tuple(checks), tuple(cells), counts, missing, waivers.told())
 
 
 def _refused(rows: Sequence[Row]) -> list[str]:
@@ -85,81 +87,10 @@ def _refused(rows: Sequence[Row]) -> list[str]:
 
 def _excused(rows: Sequence[Row]) -> list[str]:
     """Cases where the kernel gave NaN or infinity, as standard attention did, and was not asked for more."""
-    cases = {r.case_id for r in rows if r.nonfinite and r.standard_rms is None and "finite" not in _failed(r)}
+    cases = {r.case_id for r in rows if r.nonfinite and r.standard_rms is None and "finite" not in failed_in(r)}
     if not cases:
         return []
     return [f"overflow: in {len(cases)} cases its scores, stored in half precision, overflow as standard attention's"]
-
-
-# -- one case at a time ------------------------------------------------------------------------------------------------
-
-
-def _case_checks(rows: Sequence[Row], budgets: Budgets, implementation: str) -> list[Check]:
-    checks = []
-    tried = {r.case_id for r in rows if r.status != "unsupported"}
-    lost = {r.case_id for r in rows if r.status not in ("ok", "unsupported")}
-    statuses = Counter(r.status for r in rows if r.case_id in lost)
-    detail = ", ".join(f"{n} {s}" for s, n in statuses.items()) or _none_in(len(tried))
-    checks.append(_check("returns", None, bool(lost), len(tried), detail))
-    by_tensor: dict[str, list[Row]] = defaultdict(list)
-    for r in rows:
-        if r.tensor is not None:
-            by_tensor[r.tensor].append(r)
-    checks += [_tensor_check(name, t, by_tensor[t], budgets, implementation) for name in _PER_TENSOR for t in TENSORS]
-    checks += [_tensor_check("inference", tensor, by_tensor[tensor], budgets, implementation) for tensor in _FORWARD]
-    outs = by_tensor["out"]
-    changed = [r for r in outs if "inputs-unchanged" in _failed(r)]
-    checks.append(_check("inputs-unchanged", None, bool(changed), len(outs), _some_in(changed, len(outs))))
-    return checks
-
-
-def _tensor_check(
-    name: str, tensor: TensorName, rows: list[Row], budgets: Budgets, implementation: str
-) -> Check:  # fmt: skip
-    asked = rows
-    if name in _ONLY_SURVEYED:
-        asked = [r for r in rows if r.phase == "survey"]
-    elif name == "batch-invariance":
-        asked = [r for r in rows if r.phase == "survey" and (r.B or 0) > 1]
-    if not asked:
-        return Check(name=name, status="skipped", tensor=tensor, detail="not measured")
-    if name == "bound":
-        worst = max(asked, key=lambda r: r.bound_ratio or 0.0)
-        limits = [_allowed_bound(r, budgets, implementation) for r in asked]
-        over = [r for r, limit in zip(asked, limits, strict=True) if (r.bound_ratio or 0.0) > limit]
-        limit = min(limits)
-        detail = f"largest error / bound {worst.bound_ratio:.3g}; beyond {limit:g} in {len(over)} of {len(asked)} cases"
-        return _check(name, tensor, bool(over), len(asked), detail)
-    hit = [r for r in asked if name in _failed(r)]
-    detail = _some_in(hit, len(asked))
-    reported = {"repeat": budgets.invariance.repeat, "batch-invariance": budgets.invariance.batch}.get(name) == "report"
-    return _check(name, tensor, bool(hit) and not reported, len(asked), detail)
-
-
-def _allowed_bound(r: Row, budgets: Budgets, implementation: str) -> float:
-    """Error / bound that a row may show."""
-    if not budgets.exceptions:
-        return budgets.bound.max_ratio
-    at = (implementation, str(r.dtype), str(r.tensor), r.regime)
-    return budgets.allowance("bound_max_ratio", budgets.bound.max_ratio, *at)
-
-
-def _failed(row: Row) -> list[str]:
-    return (row.failed or "").split(",")
-
-
-def _check(name: str, tensor: TensorName | None, failed: bool, n: int, detail: str) -> Check:
-    return Check(
-        name=name, status="skipped" if n == 0 else "fail" if failed else "pass", tensor=tensor, n=n, detail=detail
-    )
-
-
-def _none_in(n: int) -> str:
-    return f"0 of {n} cases; probability below {rule_of_three(n):.2g} at 95 %" if n else "no cases"
-
-
-def _some_in(hit: Sequence[Row], n: int) -> str:
-    return f"{len(hit)} of {n} cases" if hit else _none_in(n)
 
 
 # -- distributions -----------------------------------------------------------------------------------------------------
@@ -223,7 +154,7 @@ def _ratio_checks(cells: list[Cell]) -> list[Check]:
             f"RMS error / standard's at worst {worst.ratio:.3g} [{worst.low:.3g}, {worst.high:.3g}] "
             f"({worst.dtype}, {worst.regime}, n = {worst.n}); {len(bad)} of {len(own)} cells fail"
         )
-        checks.append(_check("ratio", tensor, bool(bad), sum(c.n for c in own), detail))
+        checks.append(check("ratio", tensor, bool(bad), sum(c.n for c in own), detail))
     return checks
 
 
@@ -254,7 +185,7 @@ def _predictor_checks(rows: list[Row], budgets: Budgets, implementation: str) ->
             f"RMS error / predicted at worst {math.exp(m.mean):.3g} [{math.exp(m.low):.3g}, {math.exp(m.high):.3g}] "
             f"({dtype}, {regime}, n = {m.n}); allowed {margin:g}"
         )
-        checks.append(_check("predictor", tensor, failed, n, detail))
+        checks.append(check("predictor", tensor, failed, n, detail))
     return checks
 
 
@@ -278,7 +209,7 @@ def _bias_checks(rows: list[Row], budgets: Budgets, implementation: str) -> list
             n += found.n
             failed |= abs(found.mean) > limit and abs(found.t) > budgets.bias.min_t
             details.append(f"{dtype} {found.mean:+.3f} ulp (t = {found.t:.1f}, n = {found.n})")
-        checks.append(_check("bias", tensor, failed, n, "; ".join(details) or "not measured"))
+        checks.append(check("bias", tensor, failed, n, "; ".join(details) or "not measured"))
     return checks
 
 
@@ -299,5 +230,5 @@ def _systematic_checks(rows: list[Row], budgets: Budgets, implementation: str) -
             failed |= abs(found.mean) > limit and abs(found.t) > budgets.systematic.min_t
             details.append(f"{dtype} {found.mean:+.2g} (t = {found.t:.1f}, n = {found.n}, allowed {limit:.2g})")
         text = f"relative error of the {PARAMETER[tensor]}: {'; '.join(details)}" if details else "not measured"
-        checks.append(_check("systematic", tensor, failed, n, text))
+        checks.append(check("systematic", tensor, failed, n, text))
     return checks

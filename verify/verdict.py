@@ -13,6 +13,7 @@ from .budgets import Budgets
 from .judge import Judgement, known
 
 State = Literal["pass", "fail", "nothing-measured"]
+_VERBS = {"fail": "fails", "waived": "fails, waived,"}
 
 
 def verdict_of(
@@ -41,7 +42,7 @@ def verdict_of(
     return Verdict(
         implementation=implementation, verdict=state, sentence=_sentence(judgement, implementation, state, exactness),
         exactness=exactness, checks=judgement.checks, findings=tuple(findings), cells=judgement.cells,
-        not_covered=judgement.not_covered, counts=judgement.counts, algebra=algebra,
+        not_covered=judgement.not_covered, waived=judgement.waived, counts=judgement.counts, algebra=algebra,
         seconds=round(seconds, 2),
     )  # fmt: skip
 
@@ -89,7 +90,8 @@ def _accuracy(judgement: Judgement, state: str) -> Answer:
         "systematic",
         "accumulators",
     )
-    failed = [c for name in names for c in _of(judgement, name) if c.status == "fail"]
+    asked = [c for name in names for c in _of(judgement, name)]
+    failed, waived = ([c for c in asked if c.status == status] for status in ("fail", "waived"))
     cells = [c for c in judgement.cells if c.tensor != "lse" and c.ratio]
     parts = []
     if cells:
@@ -98,9 +100,10 @@ def _accuracy(judgement: Judgement, state: str) -> Answer:
             f"RMS error / standard attention's from {best.ratio:.2f} ({best.tensor}, {best.dtype}, {best.regime}) "
             f"to {worst.ratio:.2f} ({worst.tensor}, {worst.dtype}, {worst.regime}) over {len(cells)} cells"
         )
-    parts.append("; ".join(f"{c.name} fails for {c.tensor or 'the call'}: {c.detail}" for c in failed[:3])
-                 or f"every element within its a priori bound in {max(c.n for c in bounds)} cases")  # fmt: skip
-    return Answer(status="fail" if failed else "pass" if state == "pass" else state, evidence=sentence(parts))
+    said = [f"{c.name} {_VERBS[c.status]} for {c.tensor or 'the call'}: {c.detail}" for c in (*failed, *waived)[:3]]
+    parts.append("; ".join(said) or f"every element within its a priori bound in {max(c.n for c in bounds)} cases")
+    status = "fail" if failed else "waived" if waived else "pass" if state == "pass" else state
+    return Answer(status=status, evidence=sentence(parts))
 
 
 def _sentence(judgement: Judgement, implementation: str, state: str, exactness: Exactness) -> str:
@@ -112,7 +115,7 @@ def _sentence(judgement: Judgement, implementation: str, state: str, exactness: 
     if state == "fail":
         tensors: dict[str, list[str]] = defaultdict(list)
         for c in judgement.failed:
-            tensors[c.name].append(c.tensor or "the call")
+            tensors[c.name].append("expired" if c.name == "waivers" else c.tensor or "the call")
         which = ", ".join(f"{name} ({', '.join(t)})" for name, t in tensors.items())
         return f"{implementation} fails: {which}, over {cases} cases.{but}"
     claims = ["every error within its a priori bound"]
@@ -127,6 +130,9 @@ def _sentence(judgement: Judgement, implementation: str, state: str, exactness: 
     bits = "equals" if exactness.bitwise.status == "same bits" else "differs from"
     algebra = {"equal": "its algebra is attention's, exactly; ", "nearly equal": "its algebra is nearly attention's; "}
     said = algebra.get(exactness.algebraic.status, "")
+    needed = "; ".join(f"{w.scope} in {w.cases} cases until {w.expires}" for w in judgement.waived if w.cases)
+    if needed:
+        return f"{implementation} passes, but for what is waived: {needed}. Nothing else fails in {cases} cases.{but}"
     return (
         f"{implementation} is as accurate as attention can be expected to be in {cases} cases: {', '.join(claims)}; "
         f"{said}bit for bit it {bits} standard attention.{but}"

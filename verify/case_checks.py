@@ -1,0 +1,106 @@
+"""The checks that single cases answer, over all rows of a run: one failure is enough."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from ..reports.record import Check, Row
+from ..reports.record import Tensor as TensorName
+from .budgets import Budgets
+from .statistics import rule_of_three
+from .waivers import Waivers
+
+TENSORS: tuple[TensorName, ...] = ("out", "lse", "dq", "dk", "dv")
+_FORWARD: tuple[TensorName, ...] = ("out", "lse")
+_PER_TENSOR = ("finite", "bound", "repeat", "memory", "kept", "invariance", "batch-invariance")
+_ONLY_SURVEYED = ("repeat", "memory", "kept", "invariance", "inference")
+
+
+def case_checks(rows: Sequence[Row], budgets: Budgets, implementation: str, waivers: Waivers) -> list[Check]:
+    """All of them; what a waiver covers fails none."""
+    checks = []
+    tried = {r.case_id for r in rows if r.status != "unsupported"}
+    lost = [r for r in rows if r.status not in ("ok", "unsupported")]
+    without = {r.case_id for r in lost}
+    statuses = Counter(r.status for r in rows if r.case_id in without)
+    detail = ", ".join(f"{n} {s}" for s, n in statuses.items()) or none_in(len(tried))
+    checks.append(_judged("returns", None, lost, len(tried), detail, waivers))
+    by_tensor: dict[str, list[Row]] = defaultdict(list)
+    for r in rows:
+        if r.tensor is not None:
+            by_tensor[r.tensor].append(r)
+    checks += [
+        _tensor_check(name, t, by_tensor[t], budgets, implementation, waivers) for name in _PER_TENSOR for t in TENSORS
+    ]
+    checks += [
+        _tensor_check("inference", tensor, by_tensor[tensor], budgets, implementation, waivers) for tensor in _FORWARD
+    ]
+    outs = by_tensor["out"]
+    changed = [r for r in outs if "inputs-unchanged" in failed_in(r)]
+    checks.append(_judged("inputs-unchanged", None, changed, len(outs), _some_in(changed, len(outs)), waivers))
+    return checks
+
+
+def _tensor_check(
+    name: str, tensor: TensorName, rows: list[Row], budgets: Budgets, implementation: str, waivers: Waivers
+) -> Check:  # fmt: skip
+    asked = rows
+    if name in _ONLY_SURVEYED:
+        asked = [r for r in rows if r.phase == "survey"]
+    elif name == "batch-invariance":
+        asked = [r for r in rows if r.phase == "survey" and (r.B or 0) > 1]
+    if not asked:
+        return Check(name=name, status="skipped", tensor=tensor, detail="not measured")
+    if name == "bound":
+        worst = max(asked, key=lambda r: r.bound_ratio or 0.0)
+        limits = [_allowed_bound(r, budgets, implementation) for r in asked]
+        over = [r for r, limit in zip(asked, limits, strict=True) if (r.bound_ratio or 0.0) > limit]
+        limit = min(limits)
+        detail = f"largest error / bound {worst.bound_ratio:.3g}; beyond {limit:g} in {len(over)} of {len(asked)} cases"
+        return _judged(name, tensor, over, len(asked), detail, waivers)
+    hit = [r for r in asked if name in failed_in(r)]
+    detail = _some_in(hit, len(asked))
+    reported = {"repeat": budgets.invariance.repeat, "batch-invariance": budgets.invariance.batch}.get(name) == "report"
+    return _judged(name, tensor, [] if reported else hit, len(asked), detail, waivers)
+
+
+def _judged(
+    name: str, tensor: TensorName | None, failed: Sequence[Row], n: int, detail: str, waivers: Waivers
+) -> Check:  # fmt: skip
+    """Failed, unless waivers cover every row that fails."""
+    left = waivers.uncovered(name, failed)
+    if len(left) < len(failed):
+        detail += f"; waived in {len({r.case_id for r in failed}) - len({r.case_id for r in left})} cases"
+    if failed and not left:
+        return Check(name=name, status="waived", tensor=tensor, n=n, detail=detail)
+    return check(name, tensor, bool(left), n, detail)
+
+
+def _allowed_bound(r: Row, budgets: Budgets, implementation: str) -> float:
+    """Error / bound that a row may show."""
+    if not budgets.exceptions:
+        return budgets.bound.max_ratio
+    at = (implementation, str(r.dtype), str(r.tensor), r.regime)
+    return budgets.allowance("bound_max_ratio", budgets.bound.max_ratio, *at)
+
+
+def failed_in(row: Row) -> list[str]:
+    """The names of the checks that failed for a row."""
+    return (row.failed or "").split(",")
+
+
+def check(name: str, tensor: TensorName | None, failed: bool, n: int, detail: str) -> Check:
+    """A check of n cases; of none, it is skipped."""
+    return Check(
+        name=name, status="skipped" if n == 0 else "fail" if failed else "pass", tensor=tensor, n=n, detail=detail
+    )
+
+
+def none_in(n: int) -> str:
+    """No failure in n cases, in words."""
+    return f"0 of {n} cases; probability below {rule_of_three(n):.2g} at 95 %" if n else "no cases"
+
+
+def _some_in(hit: Sequence[Row], n: int) -> str:
+    return f"{len(hit)} of {n} cases" if hit else none_in(n)
