@@ -318,3 +318,70 @@ def test_gate_lets_pass_what_is_waived_until_it_expires(tmp_path: Path) -> None:
     done = run("gate", folder, "--budgets", waiver)
     assert done.exit_code == 1
     assert f"expired: finite (max_scale 0.0, causal True) on {yesterday}" in " ".join(done.output.split())
+
+
+FILE = """
+[ratio]
+margin = 1.5
+reason = "issue 8"
+[coverage]
+min_cases = 5
+[[exception]]
+implementation = "mine.py:*"
+tensors = ["dk", "dv"]
+predictor_margin = 1.6
+reason = "accumulated in bf16, issue 9"
+"""
+
+
+def table_of(done: Done) -> dict[str, list[str]]:
+    lines = [line.split() for line in done.output.splitlines() if line and not line.startswith(" ")]
+    return {line[0]: line[1:] for line in lines}
+
+
+def test_budget_show_says_where_each_entry_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "b.toml").write_text(FILE + WAIVER)
+    plain, mine = run("budget", "show"), run("budget", "show", "--budgets", tmp_path / "b.toml")
+    assert plain.exit_code == mine.exit_code == 0, mine.output
+    entries = table_of(plain)
+    assert {f"{s}.{k}" for s, v in default_entries().items() if isinstance(v, dict) for k in v} <= entries.keys()
+    assert entries["ratio.margin"] == ["1.1", "default"]
+    assert "no exceptions" in plain.output and "no waivers" in plain.output
+    flat = " ".join(mine.output.split())
+    assert "ratio.margin 1.5 " in flat and " 1.1 issue 8" in flat and table_of(mine)["ratio.confidence"][1] == "default"
+    assert "exception mine.py:*: tensors dk|dv, predictor_margin 1.6 accumulated in bf16, issue 9" in flat
+    assert "waiver mine.py:*: finite (max_scale 0.0, causal True) until 2027-03-31 NaN at a negative" in flat
+
+
+def test_budget_check_of_a_file_that_can_be_used(tmp_path: Path) -> None:
+    path = tmp_path / "b.toml"
+    path.write_text(FILE + WAIVER)
+    done = run("budget", "check", path)
+    assert (done.exit_code, done.output) == (
+        0, f"{path} can be used: sets ratio.margin, coverage.min_cases; 1 exception, 1 waiver\n",
+    )  # fmt: skip
+    path.write_text(FILE + WAIVER.replace("2027-03-31", "2020-03-31"))
+    assert "of which 1 expired" in run("budget", "check", path).output
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read"),
+        ("[ratio", "is not TOML"),
+        ("[ratio]\nmargni = 2.0\n", "ratio.margni: unknown key"),
+        ("[ratio]\nmargin = 2.0\n", "state a reason"),
+        ("ratio = 3\n", "ratio: "),
+        (WAIVER.replace("expires = 2027-03-31", ""), "waiver.1.expires: missing"),
+    ],
+)
+def test_budget_check_of_a_file_that_cannot(tmp_path: Path, content: str | None, says: str) -> None:
+    path = tmp_path / "b.toml"
+    if content is not None:
+        path.write_text(content)
+    for arguments in (("check", path), ("show", "--budgets", path)):
+        done = run("budget", *arguments)
+        assert isinstance(done.exception, UsageError)
+        assert done.exception.exit_code == 4
+        assert says in str(done.exception) and "\n" not in str(done.exception)
+        assert done.output == ""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from . import interrupts
+from .cli_budget import budget
 from .cli_compare import compare
 from .cli_reproduce import reproduce
 from .cli_selftest import selftest
@@ -353,6 +354,7 @@ def truth(seed: int, bits: int) -> None:
     sys.exit(PASS if all(r.straight for r in rows) else FAIL)
 
 
+cli.add_command(budget)
 cli.add_command(compare)
 cli.add_command(reproduce)
 cli.add_command(selftest)

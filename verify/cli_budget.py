@@ -1,0 +1,108 @@
+"""`flashproof budget`: which budgets hold, where each comes from, and whether a file of them can be used."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .budgets import Allowance, Budgets
+    from .waivers import Waiver
+
+_folder = click.Path(path_type=Path)
+_SECTIONS_OF_LISTS = ("exception", "waiver")
+
+
+@click.group()
+def budget() -> None:
+    """The error budgets: what holds and why, and whether a file of them can be used."""
+
+
+@budget.command()
+@click.option("--budgets", "budgets_file", type=_folder, default=None, help="TOML file that overrides the defaults.")
+def show(budgets_file: Path | None) -> None:
+    """Every entry with where it comes from, then exceptions and waivers."""
+    from . import budgets
+    from .console import Console
+
+    limits = budgets.load(budgets_file)
+    own = {} if budgets_file is None else budgets.file_entries(budgets_file)
+    out = Console().out
+    _print_entries(out, budgets.default_entries(), own, str(budgets_file))
+    _print_exceptions(out, limits.exceptions)
+    _print_waivers(out, limits.waivers)
+
+
+@budget.command()
+@click.argument("file", type=_folder)
+def check(file: Path) -> None:
+    """Whether FILE can be given with --budgets: exit code 0, or 4 and one line that says what is wrong."""
+    from . import budgets
+
+    limits = budgets.load(file)
+    own = budgets.file_entries(file)
+    entries = [f"{s}.{k}" for s, v in own.items() if isinstance(v, dict) for k in v if k != "reason"]
+    click.echo(f"{file} can be used: sets {', '.join(entries) or 'no entry'}; {_counted(limits)}")
+
+
+def _counted(limits: Budgets) -> str:
+    from ..reports.words import plural
+
+    expired = sum(_expired(w) for w in limits.waivers)
+    text = f"{plural(len(limits.exceptions), 'exception')}, {plural(len(limits.waivers), 'waiver')}"
+    return f"{text}, of which {expired} expired: the gate fails until they are gone" if expired else text
+
+
+def _expired(waiver: Waiver) -> bool:
+    return date.today() > waiver.expires
+
+
+def _print_entries(out: Console, defaults: dict[str, Any], own: dict[str, Any], source: str) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("entry", "value", "from", "default", "reason"):
+        table.add_column(column, overflow="fold", justify="right" if column in ("value", "default") else "left")
+    for section, entries in defaults.items():
+        if section in _SECTIONS_OF_LISTS:
+            continue
+        if not isinstance(entries, dict):
+            table.add_row(section, str(own.get(section, entries)), source if section in own else "default")
+            continue
+        stated = own.get(section, {})
+        for key, usual in entries.items():
+            if key not in stated:
+                table.add_row(f"{section}.{key}", str(usual), "default")
+                continue
+            reason = escape(str(stated.get("reason", "")))
+            table.add_row(f"{section}.{key}", f"[bold]{stated[key]}[/]", escape(source), str(usual), reason)
+    out.print(table)
+
+
+def _print_exceptions(out: Console, exceptions: tuple[Allowance, ...]) -> None:
+    from rich.markup import escape
+
+    if not exceptions:
+        out.print("\nno exceptions")
+    for e in exceptions:
+        stated = e.model_dump(exclude_none=True, exclude={"implementation", "reason"})
+        said = ", ".join(f"{k} {'|'.join(v) if isinstance(v, tuple) else v}" for k, v in stated.items())
+        out.print(f"\n[bold]exception[/] {escape(e.implementation)}: {escape(said)}", soft_wrap=True)
+        out.print(f"  {escape(e.reason)}", soft_wrap=True)
+
+
+def _print_waivers(out: Console, waivers: tuple[Waiver, ...]) -> None:
+    from rich.markup import escape
+
+    if not waivers:
+        out.print("\nno waivers")
+    for w in waivers:
+        until = f"[red]EXPIRED on {w.expires}[/]" if _expired(w) else f"until {w.expires}"
+        out.print(f"\n[bold]waiver[/] {escape(w.implementation)}: {escape(str(w))} {until}", soft_wrap=True)
+        out.print(f"  {escape(w.reason)}", soft_wrap=True)
