@@ -110,10 +110,10 @@ def github_annotations(run: Run) -> list[str]:
     ]
     if not run.judged or run.verdict.verdict == "nothing-measured":
         said.insert(0, ("no verdict", run.verdict.sentence))
-    return annotations(said)
+    return workflow_commands(said)
 
 
-def annotations(said: Sequence[tuple[str, str]]) -> list[str]:
+def workflow_commands(said: Sequence[tuple[str, str]]) -> list[str]:
     """Workflow commands for these (title, message), as many as are shown."""
     lines = [_annotation(title, message) for title, message in said]
     if len(lines) <= MAX_ANNOTATIONS:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from flashproof.reports.record import (
     write_json_atomic,
     write_parquet_atomic,
 )
-from flashproof.reports.summary import MAX_ANNOTATIONS, annotations
+from flashproof.reports.summary import MAX_ANNOTATIONS, workflow_commands
 from flashproof.verify import budgets
 from flashproof.verify.cli import cli
 from flashproof.verify.drift import TOGETHER, cause, drift_cells, pairing_of, turned
@@ -363,6 +365,18 @@ def test_compare_refuses_a_folder_that_it_cannot_read(tmp_path: Path) -> None:
         assert isinstance(run(folder, folder).exception, RecordError)
 
 
+def test_the_installed_command_ends_with_one_line(tmp_path: Path) -> None:
+    base = write_run(tmp_path / "base", rows())
+    other, worse = write_run(tmp_path / "other", rows(offset=90)), write_run(tmp_path / "worse", rows(factor=2.0))
+    for head, code in ((base, 0), (worse, 1), (str(tmp_path / "none"), 4), (other, 5)):
+        command = [str(Path(sys.executable).with_name("flashproof")), "compare", base, head]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == code, done.stderr
+        if code > 1:
+            assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+            assert done.stderr.startswith("flashproof: ")
+
+
 def test_an_interrupted_run_is_no_pass(tmp_path: Path) -> None:
     base, head = write_run(tmp_path / "base", rows()), write_run(tmp_path / "head", rows(), interrupted=True)
     assert isinstance(run(base, head).exception, InterruptedRunError)
@@ -386,4 +400,4 @@ def test_github_is_told_the_worst_first(tmp_path: Path) -> None:
     assert "compare out bf16 r13" in lines[0] and "7 more failures" in lines[-1]
     assert step.read_text() == "before\n" + (out / "compare.md").read_text()
     record = Drift.model_validate(json.loads((out / "compare.json").read_text()))
-    assert annotations(annotated(record)) == lines
+    assert workflow_commands(annotated(record)) == lines

@@ -34,7 +34,7 @@ def compare(base_folder: Path, head_folder: Path, budgets_file: Path | None, out
     from ..reports import record
     from ..reports.drift import annotated, markdown
     from ..reports.rows import write_text_atomic
-    from ..reports.summary import annotations
+    from ..reports.summary import workflow_commands
     from . import budgets
     from .console import Console
     from .console_drift import print_drift
@@ -49,7 +49,7 @@ def compare(base_folder: Path, head_folder: Path, budgets_file: Path | None, out
             record.write_json_atomic(out / "compare.json", drift)
             write_text_atomic(out / "compare.md", page)
     print_drift(Console().out, drift)
-    tell(page, annotations(annotated(drift)))
+    tell(page, workflow_commands(annotated(drift)))
     if drift.verdict == "worse":
         sys.exit(FAIL)
     for run in (base, head):
