@@ -11,6 +11,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..reports.record import Check, Row, Waived
+from ..reports.words import plural
 from .gates import CASE_CHECKS
 
 _OF_THE_CALL = ("returns", "inputs-unchanged")  # checks of no single tensor
@@ -78,18 +79,27 @@ class Waivers:
         self._cases: dict[int, set[str]] = defaultdict(set)
         self._left_out: set[int] = set()  # rows, by identity: a record has several of one case
 
-    def uncovered(self, check: str, failed: Sequence[Row]) -> list[Row]:
-        """Of the rows that fail a check, those that no waiver covers; the others are counted."""
-        return [r for r in failed if not self._cover(check, r)]
-
-    def _cover(self, check: str, row: Row) -> bool:
-        place = next((i for i, w in enumerate(self._valid) if w.covers(check, row)), None)
-        if place is None:
-            return False
-        self._cases[place].add(row.case_id)
-        if check in _OF_ACCURACY:
-            self._left_out.add(id(row))
-        return True
+    def uncovered(self, check: str, failed: Sequence[Row]) -> tuple[list[Row], str]:
+        """Of the rows that fail a check, those that no waiver covers; and of the others, which are counted, how many
+        and why, in words.
+        """
+        left: list[Row] = []
+        covered: dict[int, set[str]] = defaultdict(set)
+        for row in failed:
+            place = next((i for i, w in enumerate(self._valid) if w.covers(check, row)), None)
+            if place is None:
+                left.append(row)
+                continue
+            covered[place].add(row.case_id)
+            if check in _OF_ACCURACY:
+                self._left_out.add(id(row))
+        for place, cases in covered.items():
+            self._cases[place] |= cases
+        said = (
+            f"; {plural(len(cases), 'case')} waived until {self._valid[i].expires}: {self._valid[i].reason}"
+            for i, cases in covered.items()
+        )
+        return left, "".join(said)
 
     def covers(self, check: str, row: Row) -> bool:
         """Whether a failure is waived; counts nothing."""
