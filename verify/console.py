@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..reports.record import Algebra, Answer, Comparison, Share, Verdict
+from ..reports.words import plural
 from .case import case_of
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Console:
             if script.is_file():
                 self.out.print(escape(f"  python {script}"), soft_wrap=True)
         for w in verdict.waived:
-            said = f"{w.scope} in {w.cases} cases until {w.expires}: {w.reason}"
+            said = f"{w.scope} in {plural(w.cases, 'case')} until {w.expires}: {w.reason}"
             self.out.print(f"\n[yellow]waived[/]: {escape(said)}", soft_wrap=True)
         if verdict.not_covered:
             self.out.print(f"\n[dim]not covered:[/] {escape('; '.join(verdict.not_covered))}", soft_wrap=True)

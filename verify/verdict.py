@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ..reports.record import Algebra, Answer, Check, Exactness, Finding, Row, Verdict
+from ..reports.words import plural
 from .algebra import answer as algebraic_answer
 from .algebra import sentence
 from .budgets import Budgets
@@ -130,7 +131,7 @@ def _sentence(judgement: Judgement, implementation: str, state: str, exactness: 
     bits = "equals" if exactness.bitwise.status == "same bits" else "differs from"
     algebra = {"equal": "its algebra is attention's, exactly; ", "nearly equal": "its algebra is nearly attention's; "}
     said = algebra.get(exactness.algebraic.status, "")
-    needed = "; ".join(f"{w.scope} in {w.cases} cases until {w.expires}" for w in judgement.waived if w.cases)
+    needed = "; ".join(f"{w.scope} in {plural(w.cases, 'case')} until {w.expires}" for w in judgement.waived if w.cases)
     if needed:
         return f"{implementation} passes, but for what is waived: {needed}. Nothing else fails in {cases} cases.{but}"
     return (
