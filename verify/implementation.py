@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..kernels.interpreter import KernelError
 from .case import Case
 from .inputs import DTYPES, Inputs
 from .isolation import contained
