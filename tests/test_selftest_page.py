@@ -273,11 +273,12 @@ def test_the_page_is_a_function_of_the_record() -> None:
 
 
 def test_out_has_all_three_files(tmp_path: Path) -> None:
-    from flashproof.verify.cli_selftest import _made, _recorded
+    from flashproof.verify.cli_folder import made
+    from flashproof.verify.cli_selftest import _recorded
     from flashproof.verify.problems import UsageError
 
     folder = tmp_path / "a" / "b"
-    _made(folder)
+    made(folder)
     _recorded(folder, selftest())
     assert sorted(p.name for p in folder.iterdir()) == ["selftest.html", "selftest.json", "selftest.md"]
     assert (folder / "selftest.html").read_text(encoding="utf-8") == render(selftest())
@@ -285,7 +286,7 @@ def test_out_has_all_three_files(tmp_path: Path) -> None:
     assert SelfTest.model_validate_json((folder / "selftest.json").read_text(encoding="utf-8")) == selftest()
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written to"):
-        _made(tmp_path / "file" / "below")
+        made(tmp_path / "file" / "below")
 
 
 # ---------------------------------------------------------------------------------------------- in a browser

@@ -17,6 +17,9 @@ _QK = f"qk = {_DOT} * (scale * LOG2E)"
 _QK_ROUNDED = f"{_DOT}.to(q_tile.dtype).to(tl.float32)"
 
 
+_IN_BF16 = "(dp.to(tl.bfloat16).to(tl.float32) if k.dtype.element_ty == tl.bfloat16 else dp)"
+
+
 def _rounded(value: str, tensor: str) -> str:
     """`value` rounded to the element type of `tensor`, in fp32."""
     return f"({value}).to({tensor}.dtype.element_ty).to(tl.float32)"
@@ -79,10 +82,9 @@ WEIGHTS = (
            (Edit(BACKWARD, _DQ_DOT, _DQ_DOT.replace("ds.to(", _truncated("ds", "k") + ".to(")),
             Edit(BACKWARD, _DK_DOT, _DK_DOT.replace("ds.to(", _truncated("ds", "q") + ".to("))), subtle=True),
     Mutant("dp-in-half", "jax #40128",
-           "dP is rounded to the input's dtype before delta is taken from it.", ("dq", "dk"),
-           (Edit(BACKWARD, DS_OF_DQ,
-                 f"ds = p * ({_rounded('dp', 'k')} - delta_tile[:, None])"),
-            Edit(BACKWARD, "ds = p * (dp - tl.load(", f"ds = p * ({_rounded('dp', 'k')} - tl.load("))),
+           "dP is rounded to bf16, for bf16 inputs alone, before delta is taken from it.", ("dq", "dk"),
+           (Edit(BACKWARD, DS_OF_DQ, f"ds = p * ({_IN_BF16} - delta_tile[:, None])"),
+            Edit(BACKWARD, "ds = p * (dp - tl.load(", f"ds = p * ({_IN_BF16} - tl.load("))),
 )  # fmt: skip
 
 ACCUMULATORS = (
