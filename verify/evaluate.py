@@ -114,7 +114,7 @@ def _refusal(e: RefusedError, case: Case, inputs: Inputs, implementation: Implem
     if of_layout:
         other = inputs_for(case.with_(layout="contiguous"), implementation, str(inputs.q.device))
     else:
-        other = replace(inputs, **{n: _zeros(getattr(inputs, n)) for n in ("q", "k", "v", "do")})
+        other = Inputs(*(_zeros(x) for x in (inputs.q, inputs.k, inputs.v, inputs.do)), inputs.mask)
     try:
         with guards.known_memory():
             implementation(case, other)

@@ -301,10 +301,11 @@ def recognise(name: str, function: Callable[..., Any], *, has_backward: bool = T
 def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """Of a function, of a module's `forward`, or of what TorchScript made of a function."""
     if isinstance(function, torch.jit.ScriptFunction):
+        schema: Any = function.schema  # a property, which its stub takes for a method
         kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
         return {
             a.name: inspect.Parameter(a.name, kind, default=a.default_value if a.has_default_value() else empty)
-            for a in function.schema.arguments
+            for a in schema.arguments
         }
     called = function.forward if isinstance(function, torch.nn.Module) else function
     return inspect.signature(called).parameters
