@@ -30,7 +30,7 @@ _folder = click.Path(path_type=Path, file_okay=False)
     type=click.IntRange(0),
     default=None,
     metavar="N",
-    help="Cases that each clean kernel is put to. [default: 96; quick: 8]",
+    help="Cases that each clean kernel is put to. [default: 96; quick: 4]",
 )
 @click.option("--only-clean", is_flag=True, help="No mutants: how often does the gate cry wolf?")
 @click.option("--without", default=None, metavar="CHECK", help="Judge as if there were no such check.")
@@ -102,7 +102,7 @@ def _tried(
         mutants = [] if names is None else mutants_tried(pool, seed, progress, quick=quick, names=names)
         if not quick:
             mutants = peers_asked(pool, mutants, progress)
-        count = clean_cases if clean_cases is not None else 8 if quick else 96
+        count = clean_cases if clean_cases is not None else 4 if quick else 96
         clean = clean_tried(pool, seed, progress, cases=count, exact=not quick) if count and not names else []
     finally:
         pool.stop()

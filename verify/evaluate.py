@@ -114,7 +114,8 @@ def _refusal(e: RefusedError, case: Case, inputs: Inputs, implementation: Implem
     if of_layout:
         other = inputs_for(case.with_(layout="contiguous"), implementation, str(inputs.q.device))
     else:
-        other = Inputs(*(_zeros(x) for x in (inputs.q, inputs.k, inputs.v, inputs.do)), inputs.mask)
+        q, k, v, do = (_zeros(x) for x in (inputs.q, inputs.k, inputs.v, inputs.do))
+        other = replace(inputs, q=q, k=k, v=v, do=do)
     try:
         with guards.known_memory():
             implementation(case, other)
