@@ -30,9 +30,21 @@ def asserts(x):
     assert x.shape[-1] == 64
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), TypeError("attn_mask is odd"), RuntimeError(""), Exception("?")])
-def test_whatever_the_function_raises_itself_is_a_refusal(error):
+@pytest.mark.parametrize("error", [ValueError("no"), TypeError("attn_mask is odd"), NotImplementedError()])
+def test_what_the_function_says_of_its_arguments_is_a_refusal(error):
     assert raised(says(error)) == "refusal"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("it broke"), "failure"),
+        (RuntimeError("D = 40 is not supported"), "refusal"),
+        (Exception("?"), "failure"),
+    ],
+)
+def test_other_errors_of_the_function_are_read_by_their_words(error, kind):
+    assert raised(says(error)) == kind
 
 
 def test_an_assertion_of_the_function_is_a_refusal():

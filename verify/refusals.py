@@ -1,8 +1,9 @@
 """Did a function refuse a problem, or did it fail?  Only a failure counts against it.
 
-A refusal is deliberate: a `raise` or `assert` statement of the function's own code, whatever it says.  What libraries
-and compiled code raise says itself whether something is unsupported; words that may also speak of an accident count
-there only if they name a dimension of attention, or if the layout of the inputs turns out to be what was meant.
+A refusal is deliberate: a `raise` or `assert` statement of the function's own code, of a kind that Python keeps for
+arguments, whatever it says.  What else is raised, by libraries and compiled code too, says itself whether something is
+unsupported; words that may also speak of an accident count there only if they name a dimension of attention, or if the
+layout of the inputs turns out to be what was meant.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _DIMENSION = re.compile(r"(head|dim|seq|batch).*(must|should) (be|have)|(must|sh
                         re.IGNORECASE | re.DOTALL)  # fmt: skip
 _LAYOUT = re.compile(r"contiguous|strides?\b|aligned", re.IGNORECASE)
 _VAGUE = re.compile(r"(must|should) (be|have)|requires?\b", re.IGNORECASE)
+_OF_ARGUMENTS = (ValueError, TypeError, AssertionError)
 #: packages whose own `raise` may mean that they were used wrongly
 _LIBRARIES = {"torch", "triton", "numpy", "einops", "jax", "flashproof"} | sys.stdlib_module_names
 
@@ -38,7 +40,7 @@ def kind_of(e: Exception) -> Kind:
         return "refusal"
     frame, offset = _innermost(e)
     own = frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _LIBRARIES
-    if own and frame is not None and _raises(frame, offset):
+    if own and frame is not None and isinstance(e, _OF_ARGUMENTS) and _raises(frame, offset):
         return "refusal"
     text = str(e)
     if not isinstance(e, (ValueError, RuntimeError, AssertionError)):
