@@ -45,10 +45,17 @@ class Twin:
     twice: bool = False  # the gradients are those of a second backward over the same graph
 
 
+_ROOM = 256.0  # terms of a sum
+
+
 def times(x: Tensor, factor: float) -> Tensor | None:
-    """The tensor times a power of two in the same layout, or None where that is not exact."""
+    """The tensor times a power of two in the same layout.
+
+    None where that is not exact, and where it comes so near the largest number that sums of it may overflow.
+    """
     out = placed_like(x, storage_of(x) * factor)
-    exact = torch.equal(out.double(), x.double() * factor) and bool(torch.isfinite(out).all())
+    exact = torch.equal(out.double(), x.double() * factor)
+    exact = exact and bool((out.abs() <= torch.finfo(x.dtype).max / _ROOM).all())
     return out if exact else None
 
 
