@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .record import Comparison, Mismatch, Run, Share
-from .words import DTYPES, TENSORS, briefly, clip, count, number, order, percent, plural, replay_exact
+from .record import TENSORS, Comparison, Mismatch, Run, Share
+from .words import DTYPES, briefly, clip, count, number, order, percent, plural, replay_exact
 
 #: kinds of rounding sites, in the order in which a kernel meets them
 KINDS = ("scores", "exp", "P", "dP", "dS", "operands", "accumulators", "output", "host", "constants", "other")

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .record import Run
+from .record import TENSORS, Run
 from .rows import Row
-from .words import DTYPES, TENSORS, in_scale, labels, measured, order
+from .words import DTYPES, in_scale, labels, measured, order
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 ULP_BINS = ("exact", "≤ ½", "≤ 1", "≤ 2", "> 2 ulp")

@@ -8,9 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .record import Cell, Run
+from .record import TENSORS, Cell, Run
 from .rows import Row
-from .words import DTYPES, TENSORS, clip, did_not_return, measured, order, replay, violates
+from .words import DTYPES, clip, did_not_return, measured, order, replay, violates
 
 # A ratio's colour: blue where the kernel is closer to the truth, orange where it is further away.
 _STEPS = (0.25, 0.5, 0.8, 0.95, 1.05, 1.25, 2.0)

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
@@ -65,6 +65,7 @@ _NAMED = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-in
 # JSON has no NaN or infinity, and both are what a broken kernel returns: they travel as strings.
 Number = Annotated[float, BeforeValidator(lambda x: _NAMED.get(x, x) if isinstance(x, str) else x)]
 Tensor = Literal["out", "lse", "dq", "dk", "dv"]
+TENSORS: tuple[Tensor, ...] = get_args(Tensor)
 Recipe = dict[str, JsonValue]
 
 

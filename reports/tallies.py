@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from . import words
 from .kills import CleanResult, MutantResult, SelfTest
+from .record import TENSORS
 
 
 def sentence(selftest: SelfTest) -> str:
@@ -89,7 +90,7 @@ def peers(selftest: SelfTest) -> list[Peer]:
     """Flashproof, then the peers, those that accept fewest first."""
     survivors = selftest.survivors()
     subtle = [m.name for m in survivors if m.subtle]
-    found = [Peer("flashproof", len(survivors), 0, subtle, words.TENSORS, "", "")]
+    found = [Peer("flashproof", len(survivors), 0, subtle, TENSORS, "", "")]
     if not asked(selftest):
         return found
     rules = {p.name: p for p in selftest.peers}

@@ -12,7 +12,6 @@ from pydantic import JsonValue
 from .record import Finding, Recipe, Run
 from .rows import Row
 
-TENSORS = ("out", "lse", "dq", "dk", "dv")
 DTYPES = ("fp16", "bf16", "fp32")
 _THIN = "\N{NARROW NO-BREAK SPACE}"  # between thousands
 

@@ -46,7 +46,7 @@ def compared(
 
 def _slope(name: str, value: Tensor, known: Reference) -> dict[str, Any]:
     """The component of the error along the direction of a systematic one, in units that make cases comparable."""
-    if name not in known.direction or not known.natural_scale[name]:
+    if not known.natural_scale[name]:
         return {}
     along, square = slope(value.double() - known.truth[name], known.direction[name])
     unit = known.natural_scale[name] ** 2 * value.numel()

@@ -9,14 +9,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from ..reports.record import Algebra, Answer, Check, Comparison, Finding, Mismatch, Share
+from ..reports.record import TENSORS, Algebra, Answer, Check, Comparison, Finding, Mismatch, Share
 from ..reports.record import Tensor as TensorName
 from .attribution import REST
 from .budgets import Budgets
 from .case import Case, case_of
 from .exact import NEGLIGIBLE
-
-_TENSORS: tuple[TensorName, ...] = ("out", "lse", "dq", "dk", "dv")
 
 
 def answer(algebra: Algebra | None) -> Answer:
@@ -50,7 +48,7 @@ def checks(algebra: Algebra | None) -> list[Check]:
         return []
     found = []
     asked = [c for c in algebra.comparisons if c.status in ("equal", "different")]
-    for tensor in _TENSORS:
+    for tensor in TENSORS:
         off = [m for c in asked for m in c.mismatches if m.tensor == tensor]
         if off:
             worst = max(off, key=lambda m: m.deviation)
@@ -68,7 +66,7 @@ def _check(name: str, tensor: TensorName | None, *, failed: bool, n: int, detail
 def accumulator_checks(algebra: Algebra | None, budgets: Budgets, implementation: str) -> list[Check]:
     """Per tensor: do the accumulators of a half-precision kernel have the precision to carry its result?"""
     found = []
-    for tensor in _TENSORS[:1] + _TENSORS[2:]:
+    for tensor in TENSORS[:1] + TENSORS[2:]:
         parts = _accumulated(algebra, tensor)
         if not parts:
             continue
@@ -134,7 +132,7 @@ def _wrong_algebra(algebra: Algebra | None, spec: str) -> list[Finding]:
     first = [x for x in candidates if x[2].tensor in ("out", "lse")] or candidates
     if not first:
         return []
-    _, c, m = min(first, key=lambda x: (_TENSORS.index(x[2].tensor), x[0]))
+    _, c, m = min(first, key=lambda x: (TENSORS.index(x[2].tensor), x[0]))
     return [
         Finding(
             check="algebra", tensor=m.tensor, case=c.case, replay=replay_line(c, spec), observed=m.deviation,
@@ -163,7 +161,7 @@ def _share(m: Mismatch) -> str:
 
 def _worst(different: Sequence[Comparison]) -> list[str]:
     mismatches = [m for c in different for m in c.mismatches]
-    m = min(mismatches, key=lambda m: (_TENSORS.index(m.tensor), -m.deviation))
+    m = min(mismatches, key=lambda m: (TENSORS.index(m.tensor), -m.deviation))
     return [f"{m.tensor}: {m.where}"]
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from ..reports.record import Check, Row
+from ..reports.record import TENSORS, Check, Row
 from ..reports.record import Tensor as TensorName
 from .budgets import Budgets
 from .statistics import rule_of_three
 from .waivers import Waivers
 
-TENSORS: tuple[TensorName, ...] = ("out", "lse", "dq", "dk", "dv")
 _FORWARD: tuple[TensorName, ...] = ("out", "lse")
 _PER_TENSOR = ("finite", "bound", "repeat", "memory", "kept", "invariance", "batch-invariance")
 _ONLY_SURVEYED = ("repeat", "memory", "kept", "invariance", "inference")

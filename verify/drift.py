@@ -13,10 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..reports.drift import DriftCell, Pairing, State
-from ..reports.record import Algebra, Check, Row, Share
+from ..reports.record import TENSORS, Algebra, Check, Row, Share
 from .attribution import REST, WHOLE
 from .budgets import Budgets
-from .case_checks import TENSORS
 from .errors import floored_log_ratio
 from .statistics import holm, mean_interval, p_above
 

@@ -110,20 +110,23 @@ def attempt(case: Case, inputs: Inputs, implementation: Implementation, phase: s
 
 def _refusal(e: RefusedError, case: Case, inputs: Inputs, implementation: Implementation) -> tuple[str, str]:
     """Shapes, dtypes, options and layouts may be refused, values may not: then, and in an accident, it `raised`."""
-    of_layout = isinstance(e, LayoutRefusedError)
-    if of_layout:
-        other = inputs_for(case.with_(layout="contiguous"), implementation, str(inputs.q.device))
-    else:
-        q, k, v, do = (_zeros(x) for x in (inputs.q, inputs.k, inputs.v, inputs.do))
-        other = replace(inputs, q=q, k=k, v=v, do=do)
+    if isinstance(e, LayoutRefusedError):
+        contiguous = inputs_for(case.with_(layout="contiguous"), implementation, str(inputs.q.device))
+        return ("unsupported" if _takes(implementation, case, contiguous) else "raised"), str(e)
+    q, k, v, do = (_zeros(x) for x in (inputs.q, inputs.k, inputs.v, inputs.do))
+    if _takes(implementation, case, replace(inputs, q=q, k=k, v=v, do=do)):
+        return "raised", f"it takes zeros of the same shapes, and not these values: {e}"
+    return "unsupported", str(e)
+
+
+def _takes(implementation: Implementation, case: Case, inputs: Inputs) -> bool:
+    """Whether it returns at all."""
     try:
         with guards.known_memory():
-            implementation(case, other)
+            implementation(case, inputs)
     except Exception:  # noqa: BLE001  (whatever a kernel does is a result)
-        return ("raised" if of_layout else "unsupported"), str(e)
-    if of_layout:
-        return "unsupported", str(e)
-    return "raised", f"it takes zeros of the same shapes, and not these values: {e}"
+        return False
+    return True
 
 
 def _zeros(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ..reports.record import Finding, Row, write_json_atomic
+from ..reports.record import TENSORS, Finding, Row, write_json_atomic
 from .case import Case, case_of, parse_case
 from .check import Check
 from .evaluate import Result
@@ -44,7 +44,7 @@ _ORDER = (
     "ratio",
 )
 _STATISTICAL = ("bias", "systematic", "predictor", "ratio")
-_TENSORS = (None, "out", "lse", "dq", "dk", "dv")
+_TENSORS = (None, *TENSORS)
 _SHRINK_SECONDS = 25.0
 _ALL = 100  # relations of a case to others
 _LOST_SECONDS = 10.0  # for kernels that hang or die: every try costs a process

@@ -15,10 +15,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..reports.record import TENSORS
 from .case import Case
 from .draws import Draws
 from .inputs import Inputs
-from .twin import GRADIENTS, TENSORS, Twin, on_axis, same, times, with_masks, with_values
+from .twin import GRADIENTS, Twin, View, on_axis, same, times, with_masks, with_values
 
 Relation = Callable[[Case, Inputs], Twin | None]
 RELATIONS: dict[str, Relation] = {}
@@ -122,7 +123,7 @@ def _reversed(case: Case, inputs: Inputs, names: tuple[str, ...], axis: int, alo
     """The named inputs and an axis of the masks in reverse; so are the results that lie `along` it."""
     changed = {n: with_values(getattr(inputs, n), _backwards) for n in names}
     mask = with_masks(inputs.mask, lambda x: on_axis(x, axis, lambda y: y.flip(axis)))
-    read = {n: _backwards if n in along else same for n in TENSORS}
+    read: dict[str, View] = {n: _backwards if n in along else same for n in TENSORS}
     return Twin(case, replace(inputs, **changed, mask=mask), read)
 
 

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from ..reports.record import Algebra, Cell, Check, Counts, Row, Waived
+from ..reports.record import TENSORS, Algebra, Cell, Check, Counts, Row, Waived
 from ..reports.record import Tensor as TensorName
 from .algebra import accumulator_checks
 from .algebra import checks as algebra_checks
 from .budgets import Budgets
 from .case import UNIT_ROUNDOFF
-from .case_checks import TENSORS, case_checks, check, failed_in
+from .case_checks import case_checks, check, failed_in
 from .expected import MODERATE, PARAMETER
 from .regimes import REGIMES
 from .statistics import common_slope, mean_interval

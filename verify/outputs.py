@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..reports.record import TENSORS
+
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
@@ -19,7 +21,7 @@ class Outputs:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that there are, by name."""
-        named = {n: getattr(self, n) for n in ("out", "lse", "dq", "dk", "dv")}
+        named = {n: getattr(self, n) for n in TENSORS}
         return {n: t for n, t in named.items() if t is not None}
 
 

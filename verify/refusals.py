@@ -11,7 +11,6 @@ from __future__ import annotations
 import dis
 import re
 import sys
-from types import FrameType
 from typing import Literal
 
 from ..kernels.interpreter import KernelError
@@ -38,9 +37,7 @@ def kind_of(e: Exception) -> Kind:
         return "failure"
     if isinstance(e, NotImplementedError):
         return "refusal"
-    frame, offset = _innermost(e)
-    own = frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _LIBRARIES
-    if own and frame is not None and isinstance(e, _OF_ARGUMENTS) and _raises(frame, offset):
+    if isinstance(e, _OF_ARGUMENTS) and _of_its_own(e):
         return "refusal"
     text = str(e)
     if not isinstance(e, (ValueError, RuntimeError, AssertionError)):
@@ -52,14 +49,15 @@ def kind_of(e: Exception) -> Kind:
     return "layout" if _VAGUE.search(text) else "failure"
 
 
-def _innermost(e: Exception) -> tuple[FrameType | None, int]:
-    """The Python frame where it arose, and the offset of the instruction."""
+def _of_its_own(e: Exception) -> bool:
+    """Whether it arose in a `raise` or `assert` statement outside the libraries."""
     trace = e.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    if trace is None:  # compiled code, called from no Python at all
+        return False
+    while trace.tb_next is not None:
         trace = trace.tb_next
-    return (None, -1) if trace is None else (trace.tb_frame, trace.tb_lasti)
-
-
-def _raises(frame: FrameType, offset: int) -> bool:
-    """Whether the instruction is that of a `raise` or `assert` statement."""
-    return any(i.offset == offset and i.opname == "RAISE_VARARGS" for i in dis.get_instructions(frame.f_code))
+    frame = trace.tb_frame
+    if str(frame.f_globals.get("__name__", "")).partition(".")[0] in _LIBRARIES:
+        return False
+    at = (i.opname for i in dis.get_instructions(frame.f_code) if i.offset == trace.tb_lasti)
+    return next(at, "") == "RAISE_VARARGS"

@@ -89,8 +89,8 @@ CLEAN = (
     Clean("flash", "The bundled kernel."),
     *(Clean(f"variant:{v.name}", v.what) for v in VARIANTS.values()),
     Clean("sdpa-math", "torch's SDPA, math backend.",
-          lambda case: case.N == 0, "no keys, where torch 2.13's dQ is 0 times a sum that may overflow"),
+          lambda case: case.N == 0, "no keys, where torch 2.13 may give NaN"),
     Clean("sdpa-flash", "torch's SDPA, flash backend on the CPU.",
           lambda case: case.N == 0 or (case.mask.causal and case.softmax_scale <= 0),
-          "no keys (as above), and a causal mask with a scale of 0 or below, where torch 2.13 gives NaN"),
+          "no keys, or a causal mask with a scale of 0 or below, where torch 2.13 may give NaN"),
 )  # fmt: skip

@@ -17,7 +17,6 @@ from .inputs import Inputs
 from .storage import placed_like, storage_of
 
 View = Callable[[Tensor], Tensor]
-TENSORS = ("out", "lse", "dq", "dk", "dv")
 GRADIENTS = ("dq", "dk", "dv")
 
 
