@@ -555,6 +555,18 @@ def test_luck_of_the_standard_is_no_fault_of_the_kernel():
     assert not judgement.failed and [c.status for c in judgement.cells] == ["predicted"]
 
 
+def test_a_fault_of_plain_cases_does_not_drown_among_the_others():
+    """A format that lacks a bit: 1.5 times what is predicted in plain cases, nothing beside the spread of others."""
+    plain = dict(B=1, H=2, HK=1, M=64, N=64, D=16, scale=0.25, layout="contiguous", mask="none")
+    faulty = [replace(r, **plain) for r in rows(16, envelope_ratio=lambda w: 1.5 + w)]
+    others = [replace(r, case_id=f"other{r.case_id}") for r in rows(200, envelope_ratio=lambda w: 0.9 + 5 * w)]
+    assert not statuses(others)[0]
+    failed = judge([*others, *faulty], BUDGETS, "planted").failed
+    assert [(c.name, c.tensor) for c in failed] == [("predictor", "out")] and "normal, plain" in failed[0].detail
+    elsewhere = [replace(r, layout="gaps") for r in faulty]
+    assert not statuses([*others, *elsewhere])[0]
+
+
 def test_too_little_is_no_measurement():
     assert statuses(rows(3))[1].verdict == "nothing-measured"
     assert statuses([])[1].verdict == "nothing-measured"

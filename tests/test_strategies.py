@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from flashproof.reports.record import Row
 from flashproof.verify.case import Case, MaskRecipe, parse_case
 from flashproof.verify.draws import Draws
 from flashproof.verify.implementation import recognise
 from flashproof.verify.inputs import build
 from flashproof.verify.loading import load
+from flashproof.verify.plain import is_plain
 from flashproof.verify.problems import UsageError
 from flashproof.verify.profiles import PROFILES
 from flashproof.verify.regimes import REGIMES
 from flashproof.verify.run import not_covered
+from flashproof.verify.shapes import ROUND
 from flashproof.verify.shrink import shrink
 from flashproof.verify.storage import storage_of
 from flashproof.verify.strategies import cases
-from flashproof.verify.survey import mask_templates, survey
+from flashproof.verify.survey import mask_templates, plain_sample, survey
 from hypothesis import HealthCheck, find, given, settings
 
 BASE = Case(B=1, H=2, HK=1, M=40, N=48, D=16, dtype="fp16", regime="normal", seed=5)
@@ -187,6 +191,38 @@ def test_survey_covers_what_it_promises(quick):
         lambda c: c.D not in (16, 32, 64, 128),
     ):
         assert any(promise(c) for c in quick)
+
+
+def test_every_kind_of_shape_comes_in_a_round(quick):
+    """A round is 35 cases; what is rare in it comes once."""
+    for promise in (
+        lambda c: c.M == 0 < c.N,
+        lambda c: c.N == 0 < c.M,
+        lambda c: c.N > 256 > 8 > c.M,
+        lambda c: c.M > 256 > 8 > c.N,
+        lambda c: c.B * c.H > 16,
+    ):
+        for begin in range(0, 10 * len(ROUND), len(ROUND)):
+            assert any(promise(c) for c in quick[begin : begin + len(ROUND)])
+
+
+def test_plain_cases_are_told_from_others(quick):
+    def row(case):
+        identity = dict(case_id=case.id, phase="survey", status="ok", regime=case.regime, mask=str(case.mask))
+        sizes = {name: getattr(case, name) for name in ("B", "H", "HK", "M", "N", "D", "dtype", "layout")}
+        return Row(**identity, **sizes, scale=case.softmax_scale)
+
+    for implementation in (load("flash"), recognise("bare", lambda query, key, value: query)):
+        drawn = list(plain_sample(implementation, PROFILES["quick"], 3, 64))
+        assert all(is_plain(row(c)) for c in drawn)
+        assert Counter(c.regime for c in drawn)["normal"] == 32
+        assert {c.dtype for c in drawn} == {"fp16", "bf16"} and len({c.M for c in drawn}) > 4
+    expected = len(quick) * ROUND.count("plain") / len(ROUND)
+    assert expected <= sum(is_plain(row(c)) for c in quick) < 1.3 * expected
+    plain = next(c for c in quick if is_plain(row(c)))
+    for other in (dict(N=97), dict(M=33, N=64), dict(D=64), dict(scale=0.3), dict(layout="gaps"), dict(B=2),
+                  dict(mask=MaskRecipe(bias="alibi")), dict(regime="plateau")):  # fmt: skip
+        assert not is_plain(row(plain.with_(**other)))
 
 
 def test_survey_only_asks_what_a_signature_offers():

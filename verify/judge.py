@@ -20,6 +20,7 @@ from .budgets import Budgets
 from .case import UNIT_ROUNDOFF
 from .case_checks import case_checks, check, failed_in
 from .expected import MODERATE, PARAMETER
+from .plain import is_plain
 from .regimes import REGIMES
 from .statistics import common_slope, mean_interval
 from .waivers import Waivers
@@ -30,6 +31,7 @@ _WITH_BIAS: tuple[TensorName, ...] = ("out", "dq", "dk", "dv")
 _FP32_CONSTANTS = 2.0**-18
 
 _TOGETHER = "all regimes"
+_PLAIN = ", plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,20 @@ def _groups(rows: Iterable[Row], key: Callable[[Row], tuple[str, ...]]) -> dict[
     return dict(sorted(groups.items()))
 
 
+def _cells(rows: Sequence[Row], tensor: TensorName, *, together: bool) -> dict[tuple[str, str], list[Row]]:
+    """A tensor's rows by (dtype, regime): of all cases, and of the plain ones alone.
+
+    `together` adds cells of all regimes: what is in all of them alike shows sooner there.
+    """
+    own = [r for r in rows if r.tensor == tensor]
+    cells: dict[tuple[str, str], list[Row]] = {}
+    for chosen, suffix in ((own, ""), ([r for r in own if is_plain(r)], _PLAIN)):
+        groups = _groups(chosen, lambda r: (str(r.dtype), str(r.regime)))
+        groups |= _groups(chosen, lambda r: (str(r.dtype), _TOGETHER)) if together else {}
+        cells |= {(dtype, regime + suffix): group for (dtype, regime), group in groups.items()}
+    return cells
+
+
 def known(values: Iterable[float | None]) -> list[float]:
     """The finite values among those that were measured."""
     return [v for v in values if v is not None and math.isfinite(v)]
@@ -119,12 +135,13 @@ def _ratio_cells(rows: list[Row], budgets: Budgets, implementation: str) -> list
     arrangement's roundings predict: where standard attention is lucky, being as good as flash should be is no fault.
     """
     cells = []
-    by_regime = _groups(rows, lambda r: (str(r.dtype), str(r.tensor), str(r.regime)))
-    for (dtype, tensor, regime), group in by_regime.items():
+    by_cell = {(t, *cell): group for t in TENSORS for cell, group in _cells(rows, t, together=False).items()}
+    for (tensor, dtype, regime), group in by_cell.items():
         ratios = mean_interval(known(r.log_ratio for r in group), budgets.ratio.confidence)
         if ratios.n < budgets.ratio.min_cases:
             continue
-        margin = budgets.allowance("ratio_margin", budgets.ratio.margin, implementation, dtype, tensor, regime)
+        real = regime.removesuffix(_PLAIN)
+        margin = budgets.allowance("ratio_margin", budgets.ratio.margin, implementation, dtype, tensor, real)
         predicted = mean_interval(_log(r.envelope_ratio for r in group), budgets.ratio.confidence)
         excused = predicted.n >= budgets.ratio.min_cases and predicted.low <= math.log(budgets.ratio.margin)
         worse = ratios.low > math.log(margin)
@@ -133,7 +150,7 @@ def _ratio_cells(rows: list[Row], budgets: Budgets, implementation: str) -> list
             status = "predicted"
         cells.append(
             Cell(
-                dtype=dtype, tensor=next(t for t in TENSORS if t == tensor), mask="all", regime=regime, n=ratios.n,
+                dtype=dtype, tensor=tensor, mask="all", regime=regime, n=ratios.n,
                 ratio=math.exp(ratios.mean), low=math.exp(max(-700.0, ratios.low)),
                 high=math.exp(min(700.0, ratios.high)), allowed=margin, status=status,
             )
@@ -163,15 +180,13 @@ def _predictor_checks(rows: list[Row], budgets: Budgets, implementation: str) ->
     checks = []
     for tensor in TENSORS:
         worst, failed, n = None, False, 0
-        own = [r for r in rows if r.tensor == tensor]
-        cells = _groups(own, lambda r: (str(r.dtype), str(r.regime)))
-        together = _groups(own, lambda r: (str(r.dtype), _TOGETHER))  # sees sooner what is in all regimes alike
-        for (dtype, regime), group in (*cells.items(), *together.items()):
+        for (dtype, regime), group in _cells(rows, tensor, together=True).items():
             found = mean_interval(_log(r.envelope_ratio for r in group), budgets.ratio.confidence)
             if found.n < budgets.ratio.min_cases:
                 continue
+            real = regime.removesuffix(_PLAIN)
             margin = budgets.allowance(
-                "predictor_margin", budgets.predictor.margin, implementation, dtype, tensor, regime
+                "predictor_margin", budgets.predictor.margin, implementation, dtype, tensor, real
             )
             n += found.n
             failed |= found.low > math.log(margin)

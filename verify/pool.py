@@ -39,10 +39,12 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
 }  # fmt: skip
 _IN_FLIGHT = 4  # tasks queued per worker: enough to keep it busy, few enough to stop quickly
+_TASKS = 256  # of a worker, between full collections of garbage
 _RESTARTS = 8  # of a whole pool; what is lost then is not a case's fault, and will not end by itself
 
 _implementation: Implementation | UsageError | None = None  # of this worker; or why it has none
 _device = "cpu"
+_tasks = 0  # that this worker has done
 
 
 def prepare(spec: str, device: str) -> Implementation:
@@ -71,6 +73,7 @@ def _initialise(spec: str, device: str, quiet: bool) -> None:
     importlib.import_module("torch.fx.experimental.symbolic_shapes")  # else the first gradient would, on a case's time
     gc.collect()
     gc.freeze()  # a million objects of torch and Triton that stay: collections need not walk them again and again
+    gc.disable()  # see `_tidied`
 
 
 def _loaded() -> Implementation:
@@ -81,11 +84,22 @@ def _loaded() -> Implementation:
 
 
 def _evaluate(case: Case, phase: str, options: dict[str, Any]) -> Result:
-    return evaluate(case, _loaded(), phase, device=_device, **options)
+    return _tidied(evaluate(case, _loaded(), phase, device=_device, **options))
 
 
 def _call(function: Callable[..., T], *args: Any) -> T:
-    return function(_loaded(), _device, *args)
+    return _tidied(function(_loaded(), _device, *args))
+
+
+def _tidied(result: T) -> T:
+    """What a task made is walked for garbage once, after it, and all that the process holds now and then.
+
+    Translating kernels makes so many lasting objects that collections on the way would take half of the time.
+    """
+    global _tasks
+    _tasks += 1
+    gc.collect(2 if _tasks % _TASKS == 0 else 0)
+    return result
 
 
 class Pool:

@@ -41,8 +41,9 @@ from .pool import Pool
 from .problems import LostError, UsageError
 from .profiles import Profile
 from .settings import Progress, Settings
+from .shapes import HEADS, MANY
 from .storing import stores_scores
-from .survey import HEADS, MANY, mask_templates, survey
+from .survey import mask_templates, survey
 from .verdict import verdict_of
 
 

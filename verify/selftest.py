@@ -35,9 +35,9 @@ def mutants_tried(
     subjects = [Subject(f"mutant:{m.name}") for m in chosen]
     trial = Trial(pool, load_budgets(), seed, progress)
     if quick:
-        trial.surveyed(subjects, range(1, 17), thorough=0, keep_killed=False, step=2)
-        trial.surveyed(_alive(subjects), range(1, 17), thorough=16, keep_killed=False, step=4)  # translated already
-        trial.surveyed(_alive(subjects), range(17, 25), thorough=24, keep_killed=False, step=4)
+        trial.surveyed(subjects, range(1, 9), thorough=0, keep_killed=False, step=2)
+        trial.surveyed(_alive(subjects), range(1, 11), thorough=10, keep_killed=False, step=2)  # translated already
+        trial.surveyed(_alive(subjects), range(11, 33), thorough=0, keep_killed=False, step=4)
         trial.sampled(_alive(subjects), SAMPLE // 2)
         trial.solved(_alive(subjects), quick=True)
     else:

@@ -66,7 +66,7 @@ def solve_all(_: Implementation, device: str, task: tuple[str, bool]) -> Algebra
     spec, quick = task
     implementation = _loaded(spec)
     chosen = problems(implementation, 0, thorough=False)
-    comparisons = tuple(solve(implementation, device, p) for p in (chosen[::4] if quick else chosen))
+    comparisons = tuple(solve(implementation, device, p) for p in (chosen[::6] if quick else chosen))
     shares = []
     if any(c.status == "equal" for c in comparisons):
         for dtype in PROFILES["quick"].dtypes[: 1 if quick else None]:

@@ -42,8 +42,8 @@ def _rounds(case: Case) -> Iterator[list[Case]]:
     for name in ("B", "M", "N", "D"):
         low = 0 if name in "MN" else 1
         yield _valid(case, ({name: value} for value in range(low, getattr(case, name))))
-    yield _valid(case, ({"H": h, "HK": hk} for h in range(1, case.H + 1) for hk in range(1, case.HK + 1)
-                        if h % hk == 0 and (h, hk) != (case.H, case.HK)))  # fmt: skip
+    yield _valid(case, ({"H": h, "HK": hk} for h in range(1, case.H + 1) for hk in range(1, h + 1)
+                        if h % hk == 0 and (h, hk) < (case.H, case.HK)))  # fmt: skip
     yield _valid(case, ({"mask": m} for m in _smaller_windows(case.mask)))
 
 

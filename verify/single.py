@@ -39,8 +39,10 @@ def checks(row: Row, value: Tensor, errors: Errors, known: Reference) -> list[Ch
                          "rounding to nearest has no bias"))  # fmt: skip
     if known.max_logit <= MODERATE:
         out += _systematic(name, value, known)
-    worse = no_worse("predictor", name, errors, known)
-    return out if worse is None else [*out, worse]
+    if errors.row_bias.numel() >= _MIN_ROWS:
+        worse = no_worse("predictor", name, errors, known)
+        out += [] if worse is None else [worse]
+    return out
 
 
 def _systematic(name: str, value: Tensor, known: Reference) -> list[Check]:

@@ -10,7 +10,8 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 
 from .case import Case, DType, MaskRecipe
 from .regimes import REGIMES
-from .survey import SCALES, WINDOWS, lengths_up_to
+from .shapes import lengths_up_to
+from .survey import SCALES, WINDOWS
 
 
 def lengths(limit: int) -> SearchStrategy[int]:

@@ -9,18 +9,18 @@ from ..reports.kills import Phase
 from .algebra import accumulator_checks
 from .algebra import checks as algebra_checks
 from .budgets import Budgets
-from .case import Case, MaskRecipe
 from .evaluate import Result, without_result
 from .judge import judge
 from .loading import load
 from .pool import Pool
 from .problems import LostError
 from .profiles import PROFILES
-from .regimes import REGIMES
 from .selftest_tasks import Task, solve_all, try_all
 from .settings import Progress
 from .subjects import CLEAN, Subject
-from .survey import survey
+from .survey import plain_sample, survey
+
+_TOGETHER = 32  # kernels that a task puts to a case: enough to share its truth, few enough to keep all workers busy
 
 
 @dataclass(slots=True)
@@ -41,18 +41,21 @@ class Trial:
         Every so many cases (`step`) distributions are looked at.
         """
         cases = list(survey(load("flash"), PROFILES[self.profile], self.seed, count=numbers.stop - 1))
-        going = list(subjects)
+        going, by_spec = list(subjects), {s.spec: s for s in subjects}
         if numbers.start == 1:  # a survey of its own: no case counts twice
             for s in going:
                 s.rows.clear()
         for begin in range(numbers.start, numbers.stop, step):
             if not going:
                 return
-            specs = tuple(s.spec for s in going)
-            tasks = [Task(n, cases[n - 1], specs, n <= thorough) for n in range(begin, min(begin + step, numbers.stop))]
+            tasks = [
+                Task(n, cases[n - 1], tuple(s.spec for s in some), n <= thorough)
+                for n in range(begin, min(begin + step, numbers.stop))
+                for at in range(0, len(going), _TOGETHER) for some in [going[at : at + _TOGETHER]]
+            ]  # fmt: skip
             for task, results in self._tried(tasks):
-                for subject, result in zip(going, results, strict=True):
-                    subject.note(result, task.number)
+                for spec, result in zip(task.specs, results, strict=True):
+                    by_spec[spec].note(result, task.number)
             for subject in going:
                 self._look(subject)
             if not keep_killed:
@@ -60,14 +63,8 @@ class Trial:
             self.progress("survey", min(begin + step, numbers.stop) - 1, numbers.stop - 1)
 
     def sampled(self, subjects: Sequence[Subject], count: int) -> None:
-        """Put all subjects to a sample for distributions alone: independent regimes, few shapes."""
-        regimes = sorted(r.name for r in REGIMES.values() if r.independent)
-        plain = (MaskRecipe(), MaskRecipe(causal=True))
-        cases = [
-            Case(B=1, H=2, HK=1, M=M, N=M, D=(16, 32)[n % 2], dtype=PROFILES["quick"].dtypes[n // 2 % 2],
-                 regime=regimes[n // 4 % len(regimes)], seed=self.seed + n, mask=plain[n % 3 == 0])
-            for n in range(count) for M in [(64, 65, 96, 33)[n // 16 % 4]]
-        ]  # fmt: skip
+        """Put all subjects to a sample for distributions alone."""
+        cases = list(plain_sample(load("flash"), PROFILES[self.profile], self.seed, count))
         sound = Subject("flash")
         everyone = [sound, *subjects]
         specs = tuple(s.spec for s in everyone)

@@ -55,7 +55,6 @@ class Program:
         self._types: dict[str, Type] = dict(function.arguments)
         self._collect_types(function.body)
         self._launch, self._arithmetic = Launch(), arithmetic
-        self._sites = sites(function)
         self._slots = {name: i for i, name in enumerate([*_GRID, *self._types])}
         self._blocks = [self._body(b) for b in function.body.blocks]
         largest = max((int(np.prod(t.shape)) for t in self._types.values()), default=1)
@@ -122,7 +121,9 @@ class Program:
         return Instruction(op, maker(op, self._context(op)), ins, outs)
 
     def _context(self, op: Op) -> Context:
-        return Context(self._arithmetic.at(self._sites.get(id(op), Site())), self._launch)
+        if type(self._arithmetic).at is Arithmetic.at:  # all sites are one to it: no need to know them
+            return Context(self._arithmetic, self._launch)
+        return Context(self._arithmetic.at(sites(self.function).get(id(op), Site())), self._launch)
 
     def _combine(self, body: Body) -> Combine:
         """The combine region as a function of two tuples of arrays of any shape, and of what it reads from outside."""

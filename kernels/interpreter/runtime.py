@@ -30,7 +30,6 @@ from triton.runtime.jit import JITFunction
 from . import device
 from .descriptors import with_assertions
 from .language.facts import atomics_order, widens, written_arguments
-from .language.sites import rounding_sites
 from .language.ttir import Function, parse
 from .numbers.arithmetic import Arithmetic
 from .program import Program, argument
@@ -93,7 +92,6 @@ class InterpretedKernel:
 
     def __init__(self, function: Function, names: Sequence[str], constants: set[str]) -> None:
         self.ttir = function
-        self._sites = rounding_sites(function)
         self._written, self._ordered = written_arguments(function), atomics_order(function)
         self._runtime = [(i, name) for i, name in enumerate(names) if name not in constants]
         self._programs: dict[Arithmetic, Program] = {}
@@ -129,7 +127,7 @@ class InterpretedKernel:
             argument(memory.address(v) if isinstance(v, torch.Tensor) else v, type_, session.arithmetic)
             for v, (_, type_) in zip(values, self.ttir.arguments, strict=True)
         ]
-        session.sites |= self._sites
+        session.launched.add(self.ttir)
         self._program(session.arithmetic).run(grid, arrays, memory)
 
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from .language.sites import Site
-from .language.ttir import Location
+from .language.sites import Site, rounding_sites
+from .language.ttir import Function, Location
 from .memory.host import HostMode
 from .memory.ledger import Ledger, numbers
 from .memory.memory import Memory
@@ -23,7 +23,7 @@ class Session:
     def __init__(self, arithmetic: Arithmetic, tracked: Tracked | None = None) -> None:
         self.arithmetic = arithmetic
         self.launches = 0
-        self.sites: set[Site] = set()  # where the kernels that were launched round
+        self.launched: set[Function] = set()
         self.ledger = Ledger()
         self.tracker = None if tracked is None else Tracker(tracked)
         ledger = self.ledger if arithmetic.wide else None
@@ -74,6 +74,11 @@ class Session:
                 self.tracker.finish()
         finally:
             _sessions.remove(self)
+
+    @property
+    def sites(self) -> frozenset[Site]:
+        """Where the kernels that were launched round."""
+        return frozenset(site for function in self.launched for site in rounding_sites(function))
 
     @property
     def rounded_on_the_host(self) -> frozenset[str]:

@@ -158,27 +158,28 @@ def parse_attributes(text: str, literals: Sequence[str] = ()) -> dict[str, Attri
 # -- locations ---------------------------------------------------------------------------------------------------------
 
 
-def parse_locations(lines: list[str]) -> dict[str, Location]:
-    """The locations defined at the end of a module, by their number."""
-    raw = {m[1]: m[2] for line in lines if (m := LOCATION_DEFINITION.match(line))}
-    done: dict[str, Location] = {}
+class Locations:
+    """The locations defined at the end of a module, by their number; each is worked out when it is asked for."""
 
-    def resolve(text: str) -> Location:
+    def __init__(self, defined: dict[str, str]) -> None:
+        self._defined = defined
+        self._known: dict[str, Location] = {}
+
+    def __getitem__(self, number: str) -> Location:
+        """Of a number that the module does not define: unknown."""
+        if number not in self._known:
+            self._known[number] = self._resolved(self._defined.get(number, "unknown"))
+        return self._known[number]
+
+    def _resolved(self, text: str) -> Location:
         text = text.strip()
         if text.startswith("#loc"):
-            key = text[4:]
-            if key not in done:
-                done[key] = resolve(raw.get(key, "unknown"))
-            return done[key]
+            return self[text[4:]]
         if text.startswith("callsite("):
             callee, _, caller = text[9:-1].partition(" at ")
-            return Location(resolve(callee).frames + resolve(caller).frames)
+            return Location(self._resolved(callee).frames + self._resolved(caller).frames)
         if m := re.match(r'^"(.*)":(\d+):\d+', text):
             return Location(((m[1], int(m[2])),))
         if m := re.match(r'^"[^"]*"\((.*)\)$', text):  # a named value: "acc"(#loc7)
-            return resolve(m[1])
+            return self._resolved(m[1])
         return Location()
-
-    for key in raw:
-        resolve(f"#loc{key}")
-    return done

@@ -37,7 +37,7 @@ class Site:
         return name in (self.kind, self.kernel, f"{self.kernel}:{self.kind}", self.line)
 
 
-@lru_cache(maxsize=2)  # asked for twice in a row: by a kernel, and by its first program
+@lru_cache(maxsize=2)  # asked for many times in a row: by the operations of a program
 def sites(function: Function) -> dict[int, Site]:
     """The site of every operation of a kernel, by the operation's `id`."""
     graph = _Graph(function)

@@ -11,6 +11,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import count
 
 from .mlir import (
@@ -20,12 +21,12 @@ from .mlir import (
     VALUE,
     Attribute,
     Location,
+    Locations,
     ParseError,
     Type,
     matching,
     parse_attribute,
     parse_attributes,
-    parse_locations,
     parse_type,
     parse_types,
     split_top,
@@ -87,9 +88,10 @@ class Function:
 
 class _Reader:
     def __init__(self, text: str) -> None:
-        lines = text.splitlines()
-        self.locations = parse_locations(lines)
-        self.lines = [line.strip() for line in lines if line.strip() and not LOCATION_DEFINITION.match(line)]
+        lines = [line.strip() for line in text.splitlines()]
+        defined = [m for line in lines if line.startswith("#loc") and (m := LOCATION_DEFINITION.match(line))]
+        self.locations = Locations({m[1]: m[2] for m in defined})
+        self.lines = [line for line in lines if line and not line.startswith("#loc")]
         self.at = 0
 
     def next(self) -> str:
@@ -143,7 +145,7 @@ class _Reader:
         m = LOCATION_USE.search(line)
         if m is None:
             return line, Location()
-        return line[: m.start()], self.locations.get(m[1].removeprefix("#loc"), Location())
+        return line[: m.start()], self.locations[m[1].removeprefix("#loc")]
 
     def op(self, line: str) -> Op:
         text, location = self.strip_location(line)
@@ -169,29 +171,9 @@ class _Reader:
                 region, closing = self.region()
                 regions.append(region)
             rest = head + self.strip_location(closing)[0].removeprefix("})")
-        literals = [unescape(m[1]) for m in STRING.finditer(rest)]  # set aside while the rest is taken apart
-        numbers = count()
-        rest = STRING.sub(lambda _: f'"{next(numbers)}"', rest)
-        parts = split_top(rest, " : ")
-        signature = parts[-1] if len(parts) > 1 else ""
-        words = " : ".join(parts[:-1]) if len(parts) > 1 else rest
-        if not signature and (m := re.match(r"^(.*?)\s*:\s*(\(.*)$", rest)):
-            words, signature = m[1], m[2]
-        attributes: dict[str, Attribute] = {}
-        for a in re.finditer(r"<?\{", words):
-            end = matching(words, a.end() - 1)
-            attributes |= parse_attributes(words[a.end() : end], literals)
-            words_end = end + (2 if a[0] == "<{" else 1)
-            words = words[: a.start()] + " " * (words_end - a.start()) + words[words_end:]
-        if m := re.search(r"(\w+) = (array<.*?>)", words):
-            attributes[m[1]] = parse_attribute(m[2])
-        if m := re.search(r'"(\d+)"', words):
-            attributes["text"] = literals[int(m[1])]
-        operands = VALUE.findall(words)
-        operand_types, result_types = _signature(signature, len(results))
-        if infer := _INFERRED.get(name):  # the printed form names an operand's type, not the result's
-            result_types = [infer(operand_types[0])]
-        return Op(name, results, operands, words, attributes, operand_types, result_types, regions)
+        operands, words, attributes, operand_types, result_types = _plain(name, len(results), rest)
+        types = list(operand_types), list(result_types)
+        return Op(name, results, list(operands), words, dict(attributes), *types, regions)
 
     def constant(self, name: str, results: list[str], rest: str) -> Op:
         if rest in ("true", "false"):
@@ -255,6 +237,34 @@ class _Reader:
         successors = [(m[1], VALUE.findall((m[2] or "").split(":")[0])) for m in targets]
         operands = VALUE.findall(rest.split("^")[0])
         return Op(name, results, operands, "", {}, [], [], successors=successors)
+
+
+@lru_cache(maxsize=1 << 16)  # variants of a kernel, and its translations for other arguments, share most of their lines
+def _plain(name: str, results: int, rest: str) -> tuple[list[str], str, dict[str, Attribute], list[Type], list[Type]]:
+    """Operands, words, attributes, and types of operands and results; nobody changes these."""
+    literals = [unescape(m[1]) for m in STRING.finditer(rest)]  # set aside while the rest is taken apart
+    numbers = count()
+    rest = STRING.sub(lambda _: f'"{next(numbers)}"', rest)
+    parts = split_top(rest, " : ")
+    signature = parts[-1] if len(parts) > 1 else ""
+    words = " : ".join(parts[:-1]) if len(parts) > 1 else rest
+    if not signature and (m := re.match(r"^(.*?)\s*:\s*(\(.*)$", rest)):
+        words, signature = m[1], m[2]
+    attributes: dict[str, Attribute] = {}
+    for a in re.finditer(r"<?\{", words):
+        end = matching(words, a.end() - 1)
+        attributes |= parse_attributes(words[a.end() : end], literals)
+        words_end = end + (2 if a[0] == "<{" else 1)
+        words = words[: a.start()] + " " * (words_end - a.start()) + words[words_end:]
+    if m := re.search(r"(\w+) = (array<.*?>)", words):
+        attributes[m[1]] = parse_attribute(m[2])
+    if m := re.search(r'"(\d+)"', words):
+        attributes["text"] = literals[int(m[1])]
+    operands = VALUE.findall(words)
+    operand_types, result_types = _signature(signature, results)
+    if infer := _INFERRED.get(name):  # the printed form names an operand's type, not the result's
+        result_types = [infer(operand_types[0])]
+    return operands, words, attributes, operand_types, result_types
 
 
 _INFERRED: dict[str, Callable[[Type], Type]] = {

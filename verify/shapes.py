@@ -1,0 +1,87 @@
+"""The shapes of a survey's cases: kinds that go round, so that each has its share and comes early."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .draws import Draws
+
+#: lengths where kernels break: one, tile edges, primes
+LENGTHS = (1, 2, 3, 5, 7, 13, 15, 16, 17, 23, 31, 32, 33, 47, 61, 63, 64, 65, 79, 95, 96, 97, 113, 127, 128, 129, 130,
+           191, 193, 251, 255, 256, 257, 299, 383, 385, 509, 511, 512, 513, 769, 1021, 1023, 1024, 1025)  # fmt: skip
+#: what a kernel may meet on one axis in any profile: the other axes are short then, so that it costs little
+LONG = (257, 511, 513, 1023, 1025, 2049)
+SHORT = (1, 2, 3, 5)
+
+HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (3, 1), (4, 4), (6, 2), (6, 3))  # H, HK
+MANY = ((17, 1, 1), (9, 2, 1), (5, 4, 4), (1, 16, 16), (1, 32, 8), (2, 12, 4))  # B, H, HK
+_BATCHES = (1, 1, 2, 2, 3)
+_ONE = ((1, 1, 1), (1, 2, 1), (2, 1, 1))  # B, H, HK where an axis is long
+
+Lengths = tuple[int, int]  # M, N
+
+
+def lengths_up_to(limit: int) -> tuple[int, ...]:
+    """The lengths worth having, up to a profile's limit."""
+    return tuple(n for n in LENGTHS if n <= limit)
+
+
+def _free(draws: Draws, limit: int) -> Lengths:
+    lengths = lengths_up_to(limit)
+    return draws.choice(lengths), draws.choice(lengths)
+
+
+def _square(draws: Draws, limit: int) -> Lengths:
+    M = draws.choice(lengths_up_to(limit))
+    return M, M
+
+
+def _no_queries(draws: Draws, limit: int) -> Lengths:
+    return 0, draws.choice(lengths_up_to(limit))
+
+
+def _no_keys(draws: Draws, limit: int) -> Lengths:
+    return draws.choice(lengths_up_to(limit)), 0
+
+
+def _many_keys(draws: Draws, limit: int) -> Lengths:  # noqa: ARG001  (one interface)
+    return draws.choice(SHORT), draws.choice(LONG)
+
+
+def _many_queries(draws: Draws, limit: int) -> Lengths:  # noqa: ARG001
+    return draws.choice(LONG), draws.choice(SHORT)
+
+
+def _decoding(draws: Draws, limit: int) -> Lengths:
+    return 1, draws.choice((*lengths_up_to(limit), *LONG))
+
+
+def _short(draws: Draws, limit: int) -> Lengths:  # noqa: ARG001
+    return draws.choice(SHORT), draws.choice(SHORT)
+
+
+KINDS: dict[str, Callable[[Draws, int], Lengths]] = {
+    "free": _free, "square": _square, "no queries": _no_queries, "no keys": _no_keys, "many keys": _many_keys,
+    "many queries": _many_queries, "decoding": _decoding, "many heads": _short,
+}  # fmt: skip
+#: the B, H, HK of kinds that have their own
+OWN_HEADS = {"many keys": _ONE, "many queries": _ONE, "many heads": MANY}
+#: one round: how often each kind comes; "plain" cases are `plain.plain_case`
+ROUND = (
+    *["free"] * 14, *["square"] * 11, *["plain"] * 4, *["decoding"] * 2,
+    "no queries", "no keys", "many keys", "many queries", "many heads",
+)  # fmt: skip
+
+
+def shape_of(kind: str, draws: Draws, limit: int) -> tuple[int, int, int, int, int]:
+    """B, H, HK, M, N of a kind, with M and N up to a limit where the kind has no lengths of its own.
+
+    Batch and heads are cut down where B H M N would cost more than four heads of the longest square.
+    """
+    M, N = KINDS[kind](draws, limit)
+    if kind in OWN_HEADS:
+        return (*draws.choice(OWN_HEADS[kind]), M, N)
+    B, (H, HK) = draws.choice(_BATCHES), draws.choice(HEADS)
+    while 4 * limit**2 < B * H * M * N and (B > 1 or H > HK):
+        B, H = max(1, B - 1), H if B > 1 else HK
+    return B, H, HK, M, N
