@@ -30,6 +30,7 @@ from . import interrupts
 from .algebra import findings as algebra_findings
 from .attribution import attribution, sample_case
 from .case import UNIT_ROUNDOFF, Case, MaskRecipe
+from .draws import Draws
 from .evaluate import Result
 from .exact import compare
 from .exact_problems import gradients_of, problems
@@ -37,13 +38,14 @@ from .findings import findings_of, write_finding
 from .hunt import hunt
 from .implementation import UNTESTED, Implementation
 from .judge import judge
+from .plain import plain_case
 from .pool import Pool
 from .problems import LostError, UsageError
 from .profiles import Profile
 from .settings import Progress, Settings
 from .shapes import HEADS, MANY
 from .storing import stores_scores
-from .survey import mask_templates, survey
+from .survey import mask_templates, simplified, survey
 from .verdict import verdict_of
 
 
@@ -97,10 +99,14 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
     interrupted = False
     with ExitStack() as closing:
         try:
+            first = _first_calls(settings, implementation, pool)
             implementation = replace(implementation, has_backward=gradients_of(pool))
             pool.stores = _stores_scores(pool)
             with ShardWriter(out / "shards" / "main.jsonl") as shard:
-                _Measurement(settings, implementation, pool, results, shard, progress).measure(left_out)
+                measurement = _Measurement(settings, implementation, pool, results, shard, progress)
+                for result in first[: 2 if implementation.has_backward else 1]:
+                    measurement.keep(result)
+                measurement.measure(left_out)
             if "exact" in settings.phases:
                 algebra = _algebra(settings, implementation, pool, progress)
             measured = [row for r in results for row in r.rows]
@@ -129,6 +135,18 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
         write_json_atomic(out / "manifest.json", manifest)
         _remove_shards(out)
     return verdict
+
+
+def _first_calls(settings: Settings, implementation: Implementation, pool: Pool) -> list[Result]:
+    """Made before anything else is asked of the function: a process's first call, and its first with gradients.
+
+    Whatever a function prepares then, or leaves unprepared, shows in no later call.
+    """
+    case = plain_case(Draws(settings.seed, "first"), settings.profile.dtypes[0], "normal")
+    results = [pool.one(simplified(case.with_(backward=False), implementation), "hunt", thorough=False)]
+    if results[0].status != "timeout":  # each try costs the whole limit
+        results.append(pool.one(simplified(case, implementation), "hunt", thorough=False))
+    return results
 
 
 def _algebra(settings: Settings, implementation: Implementation, pool: Pool, progress: Progress) -> Algebra:
@@ -190,7 +208,8 @@ class _Measurement:
     def _too_many(self) -> bool:
         return self._lost("timeout") >= self.settings.profile.max_timeouts
 
-    def _keep(self, result: Result) -> None:
+    def keep(self, result: Result) -> None:
+        """In memory and on disk."""
         self.results.append(result)
         self.shard.append(result.rows)
 
@@ -198,7 +217,7 @@ class _Measurement:
         profile = self.settings.profile
         cases = survey(self.implementation, profile, self.settings.seed)
         for n, result in enumerate(self.pool.evaluate(cases, "survey"), start=1):
-            self._keep(result)
+            self.keep(result)
             self.progress("survey", n, profile.survey)
             if self._too_many():
                 return
@@ -211,7 +230,7 @@ class _Measurement:
                 return None
             result = self.pool.one(case, "hunt", thorough=False)
             with keeping:
-                self._keep(result)
+                self.keep(result)
                 self.progress("hunt", len(self.results) - before, profile.hunt * len(profile.dtypes))
             return result
 
