@@ -98,7 +98,7 @@ def imprecise(query, out):
 
 @first
 def hangs(query):
-    if query.shape[2] > 120:
+    if query.shape[2] > 60:
         while query.shape[2] % 2:
             pass
         time.sleep(3600)
@@ -106,7 +106,7 @@ def hangs(query):
 
 @first
 def dies(query):
-    if query.shape[2] > 120:
+    if query.shape[2] > 60:
         os.kill(os.getpid(), signal.SIGSEGV) if query.shape[2] % 2 else os._exit(3)
 
 
@@ -118,7 +118,7 @@ def dies_in_bf16(query):
 
 @first
 def leaves(query):
-    if query.shape[2] > 120:
+    if query.shape[2] > 60:
         if query.shape[2] % 2:
             raise KeyboardInterrupt
         sys.exit()
@@ -129,7 +129,7 @@ def rude(query, out):
     print("NOISE")
     print("NOISE", file=sys.stderr)
     os.write(1, b"NOISE")
-    if query.shape[2] <= 120:
+    if query.shape[2] <= 60:
         return out
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
@@ -315,12 +315,12 @@ def test_refuses_everything(place: Path) -> None:
 
 
 def test_returns_what_is_not_attention(place: Path) -> None:
-    done = flashproof("survey", "kernels.py:wrong_in_many_ways", *SMALL, "--cases", "10", "--out", "run")
+    done = flashproof("survey", "kernels.py:wrong_in_many_ways", *SMALL, "--cases", "20", "--out", "run")
     assert_tidy(done, FAIL)
     rows = by_case(load(place / "run"))
-    assert {r.status for r in rows} == {"wrong-result"}
+    assert {(r.D in (16, 40), r.status) for r in rows} == {(True, "ok"), (False, "wrong-result")}
     said = {r.D: r.message or "" for r in rows}
-    assert said.keys() == {3, 8, 32, 64, 128}
+    assert said.keys() >= {3, 8, 32, 64, 128}
     assert "the output is on meta" in said[3]
     assert "the output has shape" in said[8]
     assert "the output is torch.float64" in said[32]
@@ -333,8 +333,8 @@ def test_hangs(place: Path) -> None:
     done = flashproof("verify", "kernels.py:hangs", *SMALL, "--cases", "10", "--case-limit", "2", "--out", "run")
     assert_tidy(done, FAIL)
     run = load(place / "run")
-    assert {r.status for r in by_case(run) if (r.M or 0) <= 120} == {"ok"}
-    assert {(r.status, (r.M or 0) % 2) for r in by_case(run) if (r.M or 0) > 120} == {("timeout", 0), ("timeout", 1)}
+    assert {r.status for r in by_case(run) if (r.M or 0) <= 60} == {"ok"}
+    assert {(r.status, (r.M or 0) % 2) for r in by_case(run) if (r.M or 0) > 60} == {("timeout", 0), ("timeout", 1)}
     assert [f.check for f in run.findings] == ["returns"]
     assert "no result within 2 s" in run.findings[0].detail
     assert any(what.startswith("the hunt: ") for what in run.verdict.not_covered)
@@ -344,8 +344,8 @@ def test_dies(place: Path) -> None:
     done = flashproof("survey", "kernels.py:dies", *SMALL, "--cases", "10", "--out", "run")
     assert_tidy(done, FAIL)
     run = load(place / "run")
-    assert {r.status for r in by_case(run) if (r.M or 0) <= 120} == {"ok"}
-    said = {(r.status, r.message) for r in by_case(run) if (r.M or 0) > 120}
+    assert {r.status for r in by_case(run) if (r.M or 0) <= 60} == {"ok"}
+    said = {(r.status, r.message) for r in by_case(run) if (r.M or 0) > 60}
     assert said == {("crashed", "the process died: exit code 3"), ("crashed", "the process died: killed by SIGSEGV")}
     assert [f.check for f in run.findings] == ["returns"]
 
@@ -354,7 +354,8 @@ def test_dies_in_the_hunt(place: Path) -> None:
     done = flashproof("hunt", "kernels.py:dies_in_bf16", *SMALL, "--examples", "1", "--out", "run")
     assert_tidy(done, FAIL)
     run = load(place / "run")
-    assert {(r.phase, r.dtype, r.status) for r in by_case(run)} == {("hunt", "fp16", "ok"), ("hunt", "bf16", "crashed")}
+    said = {(r.phase, r.dtype, r.status) for r in by_case(run)}
+    assert said == {("hunt", "fp16", "ok"), ("hunt", "bf16", "crashed")}
     assert [f.check for f in run.findings] == ["returns"]
 
 
@@ -379,8 +380,8 @@ def test_leaves_as_if_the_user_had(place: Path) -> None:
     assert_tidy(done, FAIL)
     run = load(place / "run")
     assert not run.manifest.interrupted
-    assert {r.status for r in by_case(run) if (r.M or 0) <= 120} == {"ok"}
-    said = {(r.status, (r.message or "").partition(" (")[0]) for r in by_case(run) if (r.M or 0) > 120}
+    assert {r.status for r in by_case(run) if (r.M or 0) <= 60} == {"ok"}
+    said = {(r.status, (r.message or "").partition(" (")[0]) for r in by_case(run) if (r.M or 0) > 60}
     assert said == {
         ("raised", "RuntimeError: the function raised SystemExit()"),
         ("raised", "RuntimeError: the function raised KeyboardInterrupt()"),
@@ -396,7 +397,7 @@ def test_rudeness_disturbs_nothing(place: Path, whole: Path) -> None:
         [replace(r, seconds=None) for r in load(run).rows if r.phase == "survey"] for run in (place / "run", whole)
     )
     assert [r.case_id for r in rude] == [r.case_id for r in polite]
-    others = [(mine, usual) for mine, usual in zip(rude, polite, strict=True) if (usual.M or 0) <= 120]
+    others = [(mine, usual) for mine, usual in zip(rude, polite, strict=True) if (usual.M or 0) <= 60]
     assert 0 < len(others) < len(rude)
     for mine, usual in others:  # as text: NaN is not equal to itself
         assert repr(mine) == repr(usual)

@@ -149,7 +149,7 @@ def _shrunk(suspect: _Suspect, pool: Pool, settings: Settings) -> Finding:
     lost = first.status in ("timeout", "crashed")
     deadline = time.monotonic() + (_LOST_SECONDS if lost else _SHRINK_SECONDS)
     case, steps, minimal = suspect.case, 0, False
-    if first.status != "timeout" and first.failed:
+    if first.status != "timeout" and _shows(first, suspect):
 
         def failing(candidates: Sequence[Case], shows: Callable[[Check], bool]) -> int | None:
             for start in range(0, len(candidates), 2 * pool.workers):
@@ -171,12 +171,19 @@ def _shrunk(suspect: _Suspect, pool: Pool, settings: Settings) -> Finding:
     last = first if case == suspect.case else pool.one(case, "hunt", **suspect.options)
     check = _representative(last, suspect)
     why = "each try costs the whole limit" if first.status == "timeout" else "the time for shrinking ran out"
-    detail = check.detail if minimal or not first.failed else f"{check.detail} ({why}: not proven minimal)"
+    detail = check.detail if minimal or not _shows(first, suspect) else f"{check.detail} ({why}: not proven minimal)"
     return Finding(
         check=check.name, tensor=check.tensor, case=case.to_dict(), replay=replay_line(case, settings.spec),  # type: ignore[arg-type]
         observed=check.observed, allowed=check.allowed, detail=detail, original_case=suspect.case.to_dict(),
         shrink_steps=steps,
     )  # fmt: skip
+
+
+def _shows(result: Result, suspect: _Suspect) -> list[Check]:
+    """The failed checks that may stand for the suspect, its own first; for a distribution's nothing else may."""
+    failed = sorted(_serious(result), key=lambda c: (_ORDER.index(c.name), _TENSORS.index(c.tensor)))
+    own = [c for c in failed if suspect.is_shown_by(c)]
+    return own or ([] if suspect.row is not None else failed)
 
 
 def _serious(result: Result) -> list[Check]:
@@ -185,10 +192,8 @@ def _serious(result: Result) -> list[Check]:
 
 def _representative(result: Result, suspect: _Suspect) -> Check:
     """The failed check that names the finding: the suspect's own if it still fails, else the most telling one."""
-    failed = sorted(_serious(result), key=lambda c: (_ORDER.index(c.name), _TENSORS.index(c.tensor)))
-    own = [c for c in failed if suspect.is_shown_by(c)]
-    if own or failed:
-        return (own or failed)[0]
+    if shown := _shows(result, suspect):
+        return shown[0]
     if suspect.seen is not None:
         return replace(suspect.seen, detail=f"{suspect.seen.detail}; not seen again when the case was repeated")
     row = suspect.row

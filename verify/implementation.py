@@ -128,7 +128,8 @@ class Implementation:
     ) -> Outputs:  # fmt: skip
         given = {"dq": inputs.q, "dk": inputs.k, "dv": inputs.v}
         leaves = [x.detach().requires_grad_(case.backward and n in gradients) for n, x in given.items()]
-        result = self._forward(case, inputs, leaves)
+        with contained():  # it may be called again, and backward
+            result = self._forward(case, inputs, leaves)
         out, raw_lse = self._unpack(result, case, inputs.q.device)
         lse = None if raw_lse is None else self._finished(raw_lse)
         if not case.backward:

@@ -156,7 +156,7 @@ class Pool:
             try:
                 while True:
                     while len(pending) < _IN_FLIGHT * self.workers and (case := next(source, None)) is not None:
-                        pending[self._schedule(_evaluate, case, phase, options | {"stores": self.stores})] = case
+                        pending[self._schedule(_evaluate, case, phase, {"stores": self.stores} | options)] = case
                     if not pending:
                         return
                     done, _ = wait(pending, return_when=FIRST_COMPLETED)

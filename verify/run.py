@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
@@ -104,9 +105,7 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
             pool.stores = _stores_scores(pool)
             with ShardWriter(out / "shards" / "main.jsonl") as shard:
                 measurement = _Measurement(settings, implementation, pool, results, shard, progress)
-                for result in first[: 2 if implementation.has_backward else 1]:
-                    measurement.keep(result)
-                measurement.measure(left_out)
+                measurement.measure(first[: 2 if implementation.has_backward else 1], left_out)
             if "exact" in settings.phases:
                 algebra = _algebra(settings, implementation, pool, progress)
             measured = [row for r in results for row in r.rows]
@@ -142,10 +141,12 @@ def _first_calls(settings: Settings, implementation: Implementation, pool: Pool)
 
     Whatever a function prepares then, or leaves unprepared, shows in no later call.
     """
+    phase = "survey" if "survey" in settings.phases else "hunt"
     case = plain_case(Draws(settings.seed, "first"), settings.profile.dtypes[0], "normal")
-    results = [pool.one(simplified(case.with_(backward=False), implementation), "hunt", thorough=False)]
+    options = {"thorough": False, "stores": True}  # to find out whether it stores its scores would be a call before
+    results = [pool.one(simplified(case.with_(backward=False), implementation), phase, **options)]
     if results[0].status != "timeout":  # each try costs the whole limit
-        results.append(pool.one(simplified(case, implementation), "hunt", thorough=False))
+        results.append(pool.one(simplified(case, implementation), phase, **options))
     return results
 
 
@@ -190,8 +191,11 @@ class _Measurement:
     shard: ShardWriter
     progress: Progress
 
-    def measure(self, left_out: list[str]) -> None:
-        """Survey and hunt; what had to be left out is noted."""
+    def measure(self, first: Sequence[Result], left_out: list[str]) -> None:
+        """Survey and hunt, after what is known by now; what had to be left out is noted."""
+        for n, result in enumerate(first, start=1):
+            self.keep(result)
+            self.progress("survey", n, self.settings.profile.survey)
         if "survey" in self.settings.phases:
             self._survey()
         if "hunt" in self.settings.phases and self.settings.profile.hunt:
@@ -214,9 +218,9 @@ class _Measurement:
         self.shard.append(result.rows)
 
     def _survey(self) -> None:
-        profile = self.settings.profile
-        cases = survey(self.implementation, profile, self.settings.seed)
-        for n, result in enumerate(self.pool.evaluate(cases, "survey"), start=1):
+        profile, before = self.settings.profile, len(self.results)
+        cases = survey(self.implementation, profile, self.settings.seed, count=max(0, profile.survey - before))
+        for n, result in enumerate(self.pool.evaluate(cases, "survey"), start=1 + before):
             self.keep(result)
             self.progress("survey", n, profile.survey)
             if self._too_many():
