@@ -80,7 +80,7 @@ def _sample(
             yield (name, site), _square(value - clean[name])
 
 
-def _run(implementation: Implementation, case: Case, arithmetic: Any) -> tuple[dict[str, NDArray[Any]], set[Any]]:
+def _run(implementation: Implementation, case: Case, arithmetic: Any) -> tuple[dict[str, NDArray[Any]], frozenset[Any]]:
     session, outputs = run_in(arithmetic, implementation, case)
     values = {name: np.asarray(session.values(t), np.float64) for name, t in outputs.tensors().items()}
     return values, session.sites
