@@ -18,8 +18,8 @@ COMMAND = str(Path(sys.executable).with_name("flashproof"))
 #: per check a mutant that nothing else kills
 ALONE = {
     "returns": "output-in-fp32",
-    "finite": "lse-0-for-empty-rows",
-    "bound": "window-right-exclusive",
+    "finite": "output-twice-rounded",
+    "bound": "key-lengths-one-too-many",
     "inputs-unchanged": "do-changed",
     "repeat": "tiles-at-random",
     "memory": "maximum-starts-from-memory",

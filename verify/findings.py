@@ -82,12 +82,13 @@ def findings_of(
     suspects.sort(key=lambda s: (_ORDER.index(s.check), _TENSORS.index(s.tensor)))
     chosen = _most_telling(suspects, settings.profile.max_findings)
     found: list[Finding] = []
+    of_many: list[Finding] = []  # that no single case shows
     for n, suspect in enumerate(chosen, start=1):
-        finding = _shrunk(suspect, pool, settings)
+        finding, shown = _shrunk(suspect, pool, settings)
         if all((f.check, f.tensor, f.case) != (finding.check, finding.tensor, finding.case) for f in found):
-            found.append(finding)
+            (found if shown else of_many).append(finding)
         progress("shrink", n, len(chosen))
-    return found
+    return found or of_many  # their checks are in the verdict all the same
 
 
 def _most_telling(suspects: list[_Suspect], limit: int) -> list[_Suspect]:
@@ -144,7 +145,8 @@ def _survey_suspects(judgement: Judgement, results: Sequence[Result]) -> list[_S
     return suspects
 
 
-def _shrunk(suspect: _Suspect, pool: Pool, settings: Settings) -> Finding:
+def _shrunk(suspect: _Suspect, pool: Pool, settings: Settings) -> tuple[Finding, bool]:
+    """The finding, and whether its case shows it."""
     first = pool.one(suspect.case, "hunt", **suspect.options)
     lost = first.status in ("timeout", "crashed")
     deadline = time.monotonic() + (_LOST_SECONDS if lost else _SHRINK_SECONDS)
@@ -172,11 +174,12 @@ def _shrunk(suspect: _Suspect, pool: Pool, settings: Settings) -> Finding:
     check = _representative(last, suspect)
     why = "each try costs the whole limit" if first.status == "timeout" else "the time for shrinking ran out"
     detail = check.detail if minimal or not _shows(first, suspect) else f"{check.detail} ({why}: not proven minimal)"
-    return Finding(
+    finding = Finding(
         check=check.name, tensor=check.tensor, case=case.to_dict(), replay=replay_line(case, settings.spec),  # type: ignore[arg-type]
         observed=check.observed, allowed=check.allowed, detail=detail, original_case=suspect.case.to_dict(),
         shrink_steps=steps,
     )  # fmt: skip
+    return finding, suspect.row is None or bool(_shows(last, suspect))
 
 
 def _shows(result: Result, suspect: _Suspect) -> list[Check]:
