@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ..reports.record import TENSORS, Finding, Row, write_json_atomic
+from .budgets import Budgets
 from .case import Case, case_of, parse_case
 from .check import Check
 from .evaluate import Result
 from .expected import MODERATE
 from .implementation import Implementation
 from .judge import Judgement
+from .plain import is_plain
 from .pool import Pool
 from .regimes import REGIMES
 from .script import script_of
@@ -76,17 +78,16 @@ def findings_of(
     """The findings of a failed run, shrunk."""
     suspects = _case_suspects(results, Waivers(settings.budgets.waivers, settings.spec, date.today()))
     shown = {s.tensor for s in suspects}
-    suspects += [
-        s for s in _survey_suspects(judgement, results) if s.tensor not in shown and (s.tensor == "out" or not shown)
-    ]
+    of_survey = _survey_suspects(judgement, results, settings.budgets)
+    suspects += [s for s in of_survey if s.tensor not in shown and (s.tensor == "out" or not shown)]
     suspects.sort(key=lambda s: (_ORDER.index(s.check), _TENSORS.index(s.tensor)))
     chosen = _most_telling(suspects, settings.profile.max_findings)
     found: list[Finding] = []
     of_many: list[Finding] = []  # that no single case shows
     for n, suspect in enumerate(chosen, start=1):
-        finding, shown = _shrunk(suspect, pool, settings)
+        finding, by_itself = _shrunk(suspect, pool, settings)
         if all((f.check, f.tensor, f.case) != (finding.check, finding.tensor, finding.case) for f in found):
-            (found if shown else of_many).append(finding)
+            (found if by_itself else of_many).append(finding)
         progress("shrink", n, len(chosen))
     return found or of_many  # their checks are in the verdict all the same
 
@@ -121,7 +122,7 @@ def _case_suspects(results: Sequence[Result], waivers: Waivers) -> list[_Suspect
     return [_Suspect(name, tensor, case, seen=check) for (name, tensor), (case, check) in best.items()]
 
 
-def _survey_suspects(judgement: Judgement, results: Sequence[Result]) -> list[_Suspect]:
+def _survey_suspects(judgement: Judgement, results: Sequence[Result], budgets: Budgets) -> list[_Suspect]:
     """For a check that only a distribution fails: the case that shows it most.  One check per tensor will do."""
     suspects = []
     named: set[str | None] = set()
@@ -140,6 +141,8 @@ def _survey_suspects(judgement: Judgement, results: Sequence[Result]) -> list[_S
             rows.sort(key=lambda r: -abs(r.slope or 0.0) * (r.elements or 0) ** 0.5)
         else:
             rows.sort(key=lambda r: -(r.envelope_ratio or 0.0))
+            # few elements may lie far off by chance: where plain cases show it too, they are the better evidence
+            rows = [r for r in rows if is_plain(r) and (r.envelope_ratio or 0.0) > budgets.predictor.margin] or rows
         if rows and rows[0].case_json:
             suspects.append(_Suspect(check.name, check.tensor, parse_case(rows[0].case_json), rows[0]))
     return suspects
