@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from flashproof.verify.case import case_of
 from flashproof.verify.evaluate import evaluate
+from flashproof.verify.gates import STATISTICAL
 from flashproof.verify.loading import load
 
 KERNELS = Path(__file__).parent / "kernels"
 TILED = (KERNELS / "tiled.py").read_text()
-STATISTICAL = ("bias", "systematic", "predictor", "ratio")
 COMMAND = str(Path(sys.executable).with_name("flashproof"))
 _TRUNCATED = """((acc / l.masked_fill(empty, 1.0)).view(torch.int32)
                & (-65536 if q.dtype == torch.bfloat16 else -8192)).view(torch.float32).to(q.dtype)"""
@@ -82,9 +82,8 @@ def test_faults_are_found(fault, tmp_path):
         finding = json.loads(path.read_text())
         assert "not proven minimal" not in finding["detail"]
         assert_minimal(finding, f"{tmp_path}/kernel.py:attention")
-    last = findings[-1]
-    assert_replays(last, json.loads(last.read_text()), tmp_path)
-    assert_script_shows_it(last.with_suffix(".py"), tmp_path)
+        assert_replays(path, finding, tmp_path)
+        assert_script_shows_it(path.with_suffix(".py"), tmp_path)
 
 
 def test_a_window_off_by_one(tmp_path):

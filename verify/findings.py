@@ -20,6 +20,7 @@ from .case import Case, case_of, parse_case
 from .check import Check
 from .evaluate import Result
 from .expected import MODERATE
+from .gates import STATISTICAL
 from .implementation import Implementation
 from .judge import Judgement
 from .plain import is_plain
@@ -45,7 +46,6 @@ _ORDER = (
     "predictor",
     "ratio",
 )
-_STATISTICAL = ("bias", "systematic", "predictor", "ratio")
 _TENSORS = (None, *TENSORS)
 _SHRINK_SECONDS = 25.0
 _ALL = 100  # relations of a case to others
@@ -69,7 +69,7 @@ class _Suspect:
 
     def is_shown_by(self, check: Check) -> bool:
         """Whether a smaller case that fails so shows the same fault."""
-        return check.tensor == self.tensor and (check.name == self.check or check.name not in _STATISTICAL)
+        return check.tensor == self.tensor and (check.name == self.check or check.name not in STATISTICAL)
 
 
 def findings_of(
@@ -86,7 +86,8 @@ def findings_of(
     of_many: list[Finding] = []  # that no single case shows
     for n, suspect in enumerate(chosen, start=1):
         finding, by_itself = _shrunk(suspect, pool, settings)
-        if all((f.check, f.tensor, f.case) != (finding.check, finding.tensor, finding.case) for f in found):
+        known = [(f.check, f.tensor, f.case) for f in (*found, *of_many)]
+        if (finding.check, finding.tensor, finding.case) not in known:
             (found if by_itself else of_many).append(finding)
         progress("shrink", n, len(chosen))
     return found or of_many  # their checks are in the verdict all the same
@@ -127,7 +128,7 @@ def _survey_suspects(judgement: Judgement, results: Sequence[Result], budgets: B
     suspects = []
     named: set[str | None] = set()
     for check in sorted(judgement.failed, key=lambda c: _ORDER.index(c.name) if c.name in _ORDER else 0):
-        if check.name not in _STATISTICAL or check.tensor in named:
+        if check.name not in STATISTICAL or check.tensor in named:
             continue
         named.add(check.tensor)
         rows = [row for r in results if r.status == "ok" for row in r.rows
@@ -154,16 +155,14 @@ def _shrunk(suspect: _Suspect, pool: Pool, settings: Settings) -> tuple[Finding,
     lost = first.status in ("timeout", "crashed")
     deadline = time.monotonic() + (_LOST_SECONDS if lost else _SHRINK_SECONDS)
     case, steps, minimal = suspect.case, 0, False
-    if first.status != "timeout" and _shows(first, suspect):
+    shown = bool(_shows(first, suspect))
+    if shown and first.status != "timeout":
 
         def failing(candidates: Sequence[Case], shows: Callable[[Check], bool]) -> int | None:
             for start in range(0, len(candidates), 2 * pool.workers):
                 batch = candidates[start : start + 2 * pool.workers]
-                hit = {
-                    r.case for r in pool.evaluate(batch, "hunt", **suspect.options)
-                    if any(shows(c) for c in _serious(r))
-                }  # fmt: skip
-                found = next((i for i, c in enumerate(batch) if c in hit), None)
+                results = list(pool.evaluate(batch, "hunt", **suspect.options))  # to cancel one would end its worker
+                found = next((i for i, r in enumerate(results) if any(shows(c) for c in _serious(r))), None)
                 if found is not None:
                     return start + found
             return None
@@ -176,7 +175,7 @@ def _shrunk(suspect: _Suspect, pool: Pool, settings: Settings) -> tuple[Finding,
     last = first if case == suspect.case else pool.one(case, "hunt", **suspect.options)
     check = _representative(last, suspect)
     why = "each try costs the whole limit" if first.status == "timeout" else "the time for shrinking ran out"
-    detail = check.detail if minimal or not _shows(first, suspect) else f"{check.detail} ({why}: not proven minimal)"
+    detail = check.detail if minimal or not shown else f"{check.detail} ({why}: not proven minimal)"
     finding = Finding(
         check=check.name, tensor=check.tensor, case=case.to_dict(), replay=replay_line(case, settings.spec),  # type: ignore[arg-type]
         observed=check.observed, allowed=check.allowed, detail=detail, original_case=suspect.case.to_dict(),

@@ -15,6 +15,7 @@ from .regimes import REGIMES
 _LENGTHS = (33, 47, 61, 64, 65, 79, 95, 96)  # some tiles and a rest
 _HEAD_DIMS = (16, 32)
 _MASKS = (MaskRecipe(), MaskRecipe(), MaskRecipe(causal=True))
+_MASK_NAMES = frozenset(str(m) for m in _MASKS)
 #: half of the cases are normal, where predictions are sharpest; the others share the other half
 PLAIN_REGIMES = tuple(
     name for r in REGIMES.values() if r.independent and r.name != "normal" for name in ("normal", r.name)
@@ -35,5 +36,5 @@ def is_plain(row: Row) -> bool:
     return (
         row.B == 1 and row.H == 2 and row.M == row.N and row.M in _LENGTHS and row.D in _HEAD_DIMS
         and row.scale == 1 / math.sqrt(row.D) and row.layout == "contiguous"
-        and row.mask in {str(m) for m in _MASKS} and row.regime in PLAIN_REGIMES
+        and row.mask in _MASK_NAMES and row.regime in PLAIN_REGIMES
     )  # fmt: skip

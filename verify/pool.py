@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import pebble
@@ -149,24 +149,24 @@ class Pool:
         self._pool.join()
 
     def evaluate(self, cases: Iterable[Case], phase: str, **options: Any) -> Iterator[Result]:
-        """Results in the order in which they come; a case whose process dies or hangs has a result that says so."""
-        pending: dict[Any, Case] = {}
+        """Results in the order of the cases; a case whose process dies or hangs has a result that says so."""
+        pending: dict[Any, Case] = {}  # in order
         source = iter(cases)
         with _worker_environment():
             try:
                 while True:
-                    while len(pending) < _IN_FLIGHT * self.workers and (case := next(source, None)) is not None:
+                    waiting = sum(not future.done() for future in pending)
+                    for case in islice(source, max(0, _IN_FLIGHT * self.workers - waiting)):
                         pending[self._schedule(_evaluate, case, phase, {"stores": self.stores} | options)] = case
                     if not pending:
                         return
-                    done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                    if any(isinstance(f.exception(), BrokenProcessPool) for f in done):
+                    wait([future for future in pending if not future.done()], return_when=FIRST_COMPLETED)
+                    if any(isinstance(f.exception(), BrokenProcessPool) for f in pending if f.done()):
                         # no case's fault: all of them again
                         source = chain(list(pending.values()), source)
                         pending.clear()
-                        continue
-                    for future in done:
-                        yield self._outcome(future, pending.pop(future), phase)
+                    while pending and (first := next(iter(pending))).done():
+                        yield self._outcome(first, pending.pop(first), phase)
             finally:
                 for future in pending:  # nobody waits for these any more
                     future.cancel()

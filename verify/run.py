@@ -193,10 +193,12 @@ class _Measurement:
 
     def measure(self, first: Sequence[Result], left_out: list[str]) -> None:
         """Survey and hunt, after what is known by now; what had to be left out is noted."""
-        for n, result in enumerate(first, start=1):
-            self.keep(result)
-            self.progress("survey", n, self.settings.profile.survey)
-        if "survey" in self.settings.phases:
+        surveys = "survey" in self.settings.phases
+        for n, result in enumerate(first[: self.settings.profile.survey] if surveys else first, start=1):
+            self._keep(result)
+            if surveys:
+                self.progress("survey", n, self.settings.profile.survey)
+        if surveys:
             self._survey()
         if "hunt" in self.settings.phases and self.settings.profile.hunt:
             if self._lost("timeout", "crashed"):
@@ -212,16 +214,15 @@ class _Measurement:
     def _too_many(self) -> bool:
         return self._lost("timeout") >= self.settings.profile.max_timeouts
 
-    def keep(self, result: Result) -> None:
-        """In memory and on disk."""
+    def _keep(self, result: Result) -> None:
         self.results.append(result)
         self.shard.append(result.rows)
 
     def _survey(self) -> None:
         profile, before = self.settings.profile, len(self.results)
-        cases = survey(self.implementation, profile, self.settings.seed, count=max(0, profile.survey - before))
+        cases = survey(self.implementation, profile, self.settings.seed, count=profile.survey - before)
         for n, result in enumerate(self.pool.evaluate(cases, "survey"), start=1 + before):
-            self.keep(result)
+            self._keep(result)
             self.progress("survey", n, profile.survey)
             if self._too_many():
                 return
@@ -234,7 +235,7 @@ class _Measurement:
                 return None
             result = self.pool.one(case, "hunt", thorough=False)
             with keeping:
-                self.keep(result)
+                self._keep(result)
                 self.progress("hunt", len(self.results) - before, profile.hunt * len(profile.dtypes))
             return result
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from .draws import Draws
 
@@ -26,44 +26,19 @@ def lengths_up_to(limit: int) -> tuple[int, ...]:
     return tuple(n for n in LENGTHS if n <= limit)
 
 
-def _free(draws: Draws, limit: int) -> Lengths:
-    lengths = lengths_up_to(limit)
-    return draws.choice(lengths), draws.choice(lengths)
+def _lengths(kind: str, draws: Draws, limit: int) -> Lengths:
+    usual = lengths_up_to(limit)
+    if kind == "square":
+        M = draws.choice(usual)
+        return M, M
+    axes: dict[str, tuple[Sequence[int], Sequence[int]]] = {
+        "free": (usual, usual), "no queries": ((0,), usual), "no keys": (usual, (0,)), "many keys": (SHORT, LONG),
+        "many queries": (LONG, SHORT), "decoding": ((1,), (*usual, *LONG)), "many heads": (SHORT, SHORT),
+    }  # fmt: skip
+    M, N = (axis[0] if len(axis) == 1 else draws.choice(axis) for axis in axes[kind])
+    return M, N
 
 
-def _square(draws: Draws, limit: int) -> Lengths:
-    M = draws.choice(lengths_up_to(limit))
-    return M, M
-
-
-def _no_queries(draws: Draws, limit: int) -> Lengths:
-    return 0, draws.choice(lengths_up_to(limit))
-
-
-def _no_keys(draws: Draws, limit: int) -> Lengths:
-    return draws.choice(lengths_up_to(limit)), 0
-
-
-def _many_keys(draws: Draws, limit: int) -> Lengths:  # noqa: ARG001  (one interface)
-    return draws.choice(SHORT), draws.choice(LONG)
-
-
-def _many_queries(draws: Draws, limit: int) -> Lengths:  # noqa: ARG001
-    return draws.choice(LONG), draws.choice(SHORT)
-
-
-def _decoding(draws: Draws, limit: int) -> Lengths:
-    return 1, draws.choice((*lengths_up_to(limit), *LONG))
-
-
-def _short(draws: Draws, limit: int) -> Lengths:  # noqa: ARG001
-    return draws.choice(SHORT), draws.choice(SHORT)
-
-
-KINDS: dict[str, Callable[[Draws, int], Lengths]] = {
-    "free": _free, "square": _square, "no queries": _no_queries, "no keys": _no_keys, "many keys": _many_keys,
-    "many queries": _many_queries, "decoding": _decoding, "many heads": _short,
-}  # fmt: skip
 #: the B, H, HK of kinds that have their own
 OWN_HEADS = {"many keys": _ONE, "many queries": _ONE, "many heads": MANY}
 #: one round: how often each kind comes; "plain" cases are `plain.plain_case`
@@ -78,7 +53,7 @@ def shape_of(kind: str, draws: Draws, limit: int) -> tuple[int, int, int, int, i
 
     Batch and heads are cut down where B H M N would cost more than four heads of the longest square.
     """
-    M, N = KINDS[kind](draws, limit)
+    M, N = _lengths(kind, draws, limit)
     if kind in OWN_HEADS:
         return (*draws.choice(OWN_HEADS[kind]), M, N)
     B, (H, HK) = draws.choice(_BATCHES), draws.choice(HEADS)
