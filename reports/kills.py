@@ -50,6 +50,22 @@ class MutantResult(_Model):
         return min((k.cases for k in self.kills if k.phase == phase), default=None)
 
 
+class Fit(_Model):
+    """How the errors of a right kernel lie to what theory says of them, for one tensor in one dtype."""
+
+    tensor: str
+    dtype: str
+    cases: int  # of all regimes and masks
+    beyond: int  # of them with an element beyond its a priori bound
+    nearest: float  # largest error / bound
+    slack: float | None  # median over cases of each case's median bound / error; None: all exact
+    predicted: int  # cases on normal inputs, unmasked or causal, for which an RMS error was predicted
+    ratio: float | None  # geometric mean of their RMS error / predicted RMS error
+    low: float | None  # the middle 95 % of the cases
+    high: float | None
+    largest: float | None  # RMS error / predicted, of any case on inputs drawn independently
+
+
 class CleanResult(_Model):
     """What became of a kernel that is right."""
 
@@ -58,6 +74,7 @@ class CleanResult(_Model):
     cases: int
     alarms: tuple[str, ...]
     left_out: str = ""  # cases that it was not put to, and why
+    fits: tuple[Fit, ...] = ()
 
 
 class PeerRule(_Model):

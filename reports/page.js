@@ -63,7 +63,7 @@
 
   // Axes are marks of their own, because Plot's built-in ones drop labels of logarithmic scales.  A scale given to
   // `plot` may have `ticks` and `label`, a function that writes a tick.
-  const plot = ({ x, y, marks, ...options }) => Plot.plot({
+  const plot = ({ x, y, marks, ...options }) => unseen(Plot.plot({
     style: "background: none",
     ...options,
     x: { type: x.type, domain: x.domain, constant: x.constant, axis: null },
@@ -74,7 +74,9 @@
       y.label && Plot.axisY(y.ticks ?? y.domain, { text: y.label, label: null, tickSize: 0 }),
       ...marks,
     ],
-  });
+  }));
+  // To a screen reader a drawing is one image, with its title and caption: the table has the numbers.
+  const unseen = (svg) => (svg.setAttribute("aria-hidden", "true"), svg);
 
   // One small plot per tensor and dtype that has something: where there is room, a column per tensor and a row per
   // dtype.  `draw` gets the panel's number and the width.

@@ -72,6 +72,7 @@ class Row:
     natural_scale: Double = None  # unit roundoff of the dtype times the RMS of the natural scale
     log_ratio: Double = None  # floored ln(RMSE kernel / RMSE standard)
     bound_ratio: Double = None  # max over elements of error / a priori bound; > 1 is a bug
+    slack: Double = None  # median of a priori bound / error over elements that are not exact
     predictor_ratio: Double = None  # kernel_rms / the RMS that the flash arrangement predicts
     envelope_ratio: Double = None  # kernel_rms / the largest RMS that any arrangement it may have predicts
     kernel_bias: Double = None
@@ -221,12 +222,15 @@ def read_parquet(path: Path) -> tuple[Row, ...]:
         with closing(duckdb.connect()) as database:
             table = database.read_parquet(str(path))
             unknown = [name for name in table.columns if name not in COLUMNS]
-            missing = [name for name in COLUMNS if name not in table.columns]
+            missing = [name for name in _REQUIRED if name not in table.columns]
             if unknown or missing:
                 which = f"unknown column {unknown[0]!r}" if unknown else f"no column {missing[0]!r}"
                 raise RecordError(f"{path}: {which}: it was written by another flashproof, use that version")
+            known = set(table.columns)  # an earlier version may have had fewer
             values = table.project(
-                ", ".join(f'CAST("{name}" AS {kind}) AS "{name}"' for name, kind in COLUMNS.items()),
+                ", ".join(
+                    f'CAST({name if name in known else "NULL"} AS {kind}) AS "{name}"' for name, kind in COLUMNS.items()
+                ),
             ).fetchall()
     except duckdb.Error as error:
         raise RecordError(

@@ -16,7 +16,7 @@ import jinja2
 from . import words
 from .kill_matrix import kill_matrix, missed_matrix
 from .kills import QUICK_SHARE, SelfTest
-from .tallies import bound, checks, peers, sentence
+from .tallies import bound, checks, peers, sentence, theory
 from .templates import fitting, style, template, text_of
 
 MAX_BYTES = 500_000
@@ -38,6 +38,7 @@ def _page(selftest: SelfTest, rows: int, characters: int) -> str:
         missed=missed_matrix(selftest, rows),
         peers=peers(selftest),
         clean=[(c, words.clip("; ".join(c.alarms), characters), bound(c)) for c in selftest.clean[:rows]],
+        theory=theory(selftest),
         clean_left_out=max(0, len(selftest.clean) - rows),
         short=lambda text: words.clip(text, characters),
         name=lambda text: words.clip(text, min(characters, 80)),

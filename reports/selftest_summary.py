@@ -1,11 +1,11 @@
-"""A selftest as Markdown: a sentence, and two tables for a README."""
+"""A selftest as Markdown: a sentence, and tables for a README."""
 
 from __future__ import annotations
 
 from . import words
 from .kills import SelfTest
 from .markdown import inline, table
-from .tallies import asked, checks, peers, sentence
+from .tallies import asked, checks, peers, sentence, theory
 
 
 def peers_table(selftest: SelfTest) -> str:
@@ -38,7 +38,21 @@ def checks_table(selftest: SelfTest) -> str:
     return words.encodable(table(("check", "kills", "only it kills", "for example"), rows))
 
 
+def theory_table(selftest: SelfTest) -> str:
+    """Per tensor and dtype, bounds and predictions on kernels that are right; nothing where none was tried."""
+    rows = []
+    for t in theory(selftest):
+        room = f"{words.number(t.slack[0], 2)} to {words.number(t.slack[1], 2)}" if t.slack else "–"
+        p = t.predicted
+        met = (f"{p.predicted}", words.ratio(p.ratio), f"{words.ratio(p.low)} to {words.ratio(p.high)}",
+               words.ratio(p.largest)) if p else ("–",) * 4  # fmt: skip
+        rows.append((t.tensor, inline(t.dtype), f"{t.cases}", f"{t.beyond}", words.ratio(t.nearest), room, *met))
+    head = ("tensor", "dtype", "cases", "beyond the bound", "largest error / bound", "bound / error, median",
+            "predicted cases", "error / predicted", "middle 95 %", "largest")  # fmt: skip
+    return words.encodable(table(head, rows)) if rows else ""
+
+
 def markdown(selftest: SelfTest) -> str:
-    """The sentence and both tables."""
-    parts = (inline(sentence(selftest)), checks_table(selftest), peers_table(selftest))
+    """The sentence and the tables."""
+    parts = (inline(sentence(selftest)), checks_table(selftest), peers_table(selftest), theory_table(selftest))
     return words.encodable("\n\n".join(filter(None, parts)) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import words
-from .kills import CleanResult, MutantResult, SelfTest
+from .kills import CleanResult, Fit, MutantResult, SelfTest
 from .record import TENSORS
 
 
@@ -32,6 +32,36 @@ def columns_of(selftest: SelfTest) -> list[str]:
     """The gates, and any other check that failed on a mutant."""
     others = {k.check for m in selftest.mutants for k in m.kills} - set(selftest.gates)
     return [*selftest.gates, *sorted(others)]
+
+
+@dataclass(frozen=True, slots=True)
+class Theory:
+    """A tensor in one dtype: how near clean kernels come to its bound, and how well the bundled kernel is predicted."""
+
+    tensor: str
+    dtype: str
+    cases: int  # of all clean kernels
+    beyond: int
+    nearest: float
+    slack: tuple[float, float] | None  # the least and the largest of any kernel
+    predicted: Fit | None  # the bundled kernel's
+
+
+def theory(selftest: SelfTest) -> list[Theory]:
+    """Tensors first, then dtypes; nothing where no clean kernel was tried."""
+    fits = [(c.name, f) for c in selftest.clean for f in c.fits]
+    found = []
+    for tensor in TENSORS:
+        for dtype in words.order([f.dtype for _, f in fits], words.DTYPES):
+            own = [(name, f) for name, f in fits if (f.tensor, f.dtype) == (tensor, dtype)]
+            if own:
+                slack = [f.slack for _, f in own if f.slack is not None]
+                flash = next((f for name, f in own if name == "flash" and f.predicted), None)
+                found.append(Theory(
+                    tensor, dtype, sum(f.cases for _, f in own), sum(f.beyond for _, f in own),
+                    max(f.nearest for _, f in own), (min(slack), max(slack)) if slack else None, flash,
+                ))  # fmt: skip
+    return found
 
 
 @dataclass(frozen=True, slots=True)

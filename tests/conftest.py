@@ -54,3 +54,16 @@ def opened(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., tuple[Pag
     yield open_page
     for context in contexts:
         context.close()
+
+
+@pytest.fixture(scope="session")
+def audited() -> Callable[[Page], list[str]]:
+    """What axe-core finds wrong with a page for people who use a keyboard or a screen reader."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+
+    def audit(page: Page) -> list[str]:
+        found = axe.run(page).response
+        assert len(found["passes"]) > 10, "the audit did not run"
+        return [f"{v['id']}: {v['nodes'][0]['html']}" for v in found["violations"]]
+
+    return audit

@@ -322,6 +322,12 @@ def test_nothing_overflows_or_is_asked_for(opened: Opened, width: int, scheme: s
     assert trouble == []
 
 
+def test_an_accessibility_audit_is_clean(opened: Opened, audited: Callable[[Page], list[str]]) -> None:
+    for scheme in ("light", "dark"):
+        page, _ = opened(render(large()), color_scheme=scheme)
+        assert audited(page) == []
+
+
 def test_rows_are_sorted_and_go_back_into_groups(opened: Opened) -> None:
     page, trouble = opened(render(selftest(SURVIVOR)))
     table = page.locator(".matrix").first

@@ -12,7 +12,7 @@ from ..reference.directions import slope
 from ..reports.record import Row
 from .case import Case
 from .check import Check
-from .errors import Errors, bound_ratio, floored_log_ratio, same_bits
+from .errors import Errors, bound_ratio, floored_log_ratio, same_bits, slack
 from .expected import Reference, dtype_of
 
 
@@ -33,7 +33,8 @@ def compared(
         rounded_max=best.max, rounded_rms=best.rms, natural_scale=natural,
         log_ratio=floored_log_ratio(errors.rms, usual_rms, best.rms, natural)
         if not errors.nonfinite else None,
-        bound_ratio=ratio, predictor_ratio=errors.rms / predicted if predicted else None,
+        bound_ratio=ratio, slack=slack(value, truth, known.bound[name]),
+        predictor_ratio=errors.rms / predicted if predicted else None,
         envelope_ratio=errors.rms / envelope if (envelope := known.envelope[name]) else None,
         kernel_bias=errors.bias, standard_bias=usual.bias, rounded_bias=best.bias,
         kernel_ulp=errors.ulp_histogram, standard_ulp=usual.ulp_histogram, rounded_ulp=best.ulp_histogram,

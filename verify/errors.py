@@ -15,6 +15,7 @@ from torch import Tensor
 #: significand bits and exponent of the smallest normal number
 _PRECISION = {torch.float16: (11, -14), torch.bfloat16: (8, -126), torch.float32: (24, -126)}
 _CLIP = 2.0  # ulp: a signed error beyond this says nothing about rounding
+_SPREAD = 1024
 _FLOOR = 0.05  # of u times the natural scale: below this, two errors are equally good
 
 
@@ -134,3 +135,15 @@ def bound_ratio(value: Tensor, truth: Tensor, bound: Tensor, dtype: torch.dtype)
         ratio = torch.where(finite, ratio, 0.0)
     worst = int(ratio.argmax())
     return float(ratio.flatten()[worst]), tuple(int(i) for i in np.unravel_index(worst, ratio.shape))
+
+
+def slack(value: Tensor, truth: Tensor, bound: Tensor) -> float | None:
+    """The median of bound / error over elements that are off the truth: how much room a bound leaves a right kernel.
+
+    At most some thousand elements, evenly spread, speak for all.  None where every one is exact.
+    """
+    step = truth.numel() // _SPREAD | 1  # odd: not always the same columns
+    off, room = ((x.flatten()[::step]) for x in ((value.double() - truth).abs_(), bound))
+    ratio = room / off
+    ratio = ratio[torch.isfinite(ratio)]
+    return float(ratio.median()) if ratio.numel() else None

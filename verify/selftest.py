@@ -88,7 +88,9 @@ def clean_tried(pool: Pool, seed: int, progress: Progress, *, cases: int, exact:
     if exact:
         Trial(pool, load_budgets(), seed, progress).solved(subjects)
     return [
-        CleanResult(name=c.spec, what=c.what, cases=s.cases, alarms=tuple(s.details), left_out=c.reason)
+        CleanResult(
+            name=c.spec, what=c.what, cases=s.cases, alarms=tuple(s.details), left_out=c.reason, fits=s.fits.result()
+        )
         for c, s in zip(CLEAN, subjects, strict=True)
     ]  # fmt: skip
 

@@ -11,6 +11,7 @@ from ..reports.kills import Kill, Phase
 from ..reports.record import Row
 from .case import Case
 from .evaluate import Result
+from .fits import Fits
 from .gates import GATES
 
 
@@ -24,6 +25,7 @@ class Subject:
     kills: dict[tuple[str, Phase], tuple[int, set[str]]] = field(default_factory=dict)
     details: list[str] = field(default_factory=list)
     worst: float | None = None  # see `MutantResult`
+    fits: Fits = field(default_factory=Fits)
 
     def found(self, check: str, tensor: str | None, phase: Phase, cases: int, detail: str = "") -> None:
         """A check failed; the first time counts."""

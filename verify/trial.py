@@ -92,6 +92,7 @@ class Trial:
             self.progress("clean", task.number, count)
         for subject in subjects:
             self._look(subject)
+            subject.fits.add(subject.rows)
             subject.rows.clear()
 
     def _tried(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, list[Result]]]:
