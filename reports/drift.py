@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from .markdown import inline, table
-from .record import Check, Number, Run, Tensor
+from .record import Allowed, Check, Number, Run, Tensor
+from .summary import allowed_table
 from .words import encodable, number, plural
 
 SCHEMA = 1
@@ -107,6 +108,7 @@ class Drift(_Model):
     cells: tuple[DriftCell, ...]  # worst first
     failing: tuple[Check, ...] = ()  # checks that pass in BASE and fail in HEAD
     repaired: tuple[Check, ...] = ()  # and the reverse
+    allowed: tuple[Allowed, ...] = ()  # of HEAD, beyond the default budgets
 
     def of(self, *statuses: State) -> list[DriftCell]:
         """The cells with one of these statuses, in the record's order."""
@@ -127,6 +129,8 @@ def markdown(drift: Drift) -> str:
                                        "cause"), map(_row, changed[:_CELLS]))]  # fmt: skip
     if len(changed) > _CELLS:
         blocks.append(f"and {plural(len(changed) - _CELLS, 'more cell')} in compare.json.")
+    if drift.allowed:
+        blocks.append(allowed_table(drift.allowed))
     return encodable("\n\n".join(blocks) + "\n\n")
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "COLUMNS",
     "SCHEMA",
     "Algebra",
+    "Allowed",
     "Answer",
     "Cell",
     "Check",
@@ -54,6 +55,7 @@ __all__ = [
     "Waived",
     "load",
     "read_shards",
+    "write",
     "write_json_atomic",
     "write_parquet_atomic",
 ]
@@ -131,6 +133,13 @@ class Waived(_Model):
     cases: int
     reason: str
     expires: str  # ISO 8601
+
+
+class Allowed(_Model):
+    """What the budgets of a run allow beyond the defaults, and why."""
+
+    what: str
+    reason: str
 
 
 class Finding(_Model):
@@ -230,6 +239,7 @@ class Verdict(_Model):
     cells: tuple[Cell, ...] = Field(default=(), strict=False)
     not_covered: tuple[str, ...] = Field(default=(), strict=False)
     waived: tuple[Waived, ...] = Field(default=(), strict=False)
+    allowed: tuple[Allowed, ...] = Field(default=(), strict=False)
     counts: Counts = Counts()
     algebra: Algebra | None = None
     seconds: Number = 0.0
@@ -346,6 +356,16 @@ def _explain(error: ValidationError) -> str:
 
 
 # -------------------------------------------------------------------------------------------------- writing
+
+
+def write(run: Run) -> None:
+    """A record as a folder, which is there already; its findings are in its verdict.
+
+    Raises RecordError when the folder cannot be written to.
+    """
+    write_json_atomic(run.folder / "manifest.json", run.manifest)
+    write_parquet_atomic(run.folder / "results.parquet", run.rows)
+    write_json_atomic(run.folder / "verdict.json", run.verdict)
 
 
 def write_json_atomic(path: Path, model: BaseModel) -> None:

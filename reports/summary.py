@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from .markdown import block, inline, table
-from .record import Check, Finding, Run, Waived
+from .record import Allowed, Check, Finding, Run, Waived
 from .words import clip, count, duration, encodable, meaning, plural, sentence, worst_first
 
 MAX_BYTES = 1_000_000
@@ -29,6 +29,8 @@ def summary(run: Run) -> str:
     blocks = [*_head(run), _checks(run.verdict.checks), *_findings(run.findings)]
     if run.verdict.waived:
         blocks.append(_waived(run.verdict.waived))
+    if run.verdict.allowed:
+        blocks.append(allowed_table(run.verdict.allowed))
     if run.verdict.not_covered:
         items = "\n".join(f"- {inline(item)}" for item in run.verdict.not_covered[:50])
         blocks.append(f"<details><summary>Not covered</summary>\n\n{items}\n\n</details>")
@@ -84,6 +86,12 @@ def _checks(checks: Iterable[Check]) -> str:
 def _waived(waived: Sequence[Waived]) -> str:
     rows = ((inline(w.scope), count(w.cases), inline(w.reason), inline(w.expires)) for w in waived[:_CHECKS])
     return f"### Waived\n\n{table(('failure', 'cases', 'reason', 'until'), rows)}"
+
+
+def allowed_table(allowed: Sequence[Allowed]) -> str:
+    """What the budgets allow beyond the defaults, and why."""
+    rows = ((inline(a.what), inline(a.reason)) for a in allowed[:_CHECKS])
+    return f"### Allowed beyond the default budgets\n\n{table(('what', 'reason'), rows)}"
 
 
 def _findings(findings: Iterable[Finding]) -> Iterable[str]:

@@ -350,7 +350,7 @@ def test_budget_show_says_where_each_entry_comes_from(tmp_path: Path) -> None:
     assert "no exceptions" in plain.output and "no waivers" in plain.output
     flat = " ".join(mine.output.split())
     assert "ratio.margin 1.5 " in flat and " 1.1 issue 8" in flat and table_of(mine)["ratio.confidence"][1] == "default"
-    assert "exception mine.py:*: tensors dk|dv, predictor_margin 1.6 accumulated in bf16, issue 9" in flat
+    assert "exception predictor_margin = 1.6 for dk or dv, mine.py:* accumulated in bf16, issue 9" in flat
     assert "waiver mine.py:*: finite (max_scale 0.0, causal True) until 2027-03-31 NaN at a negative" in flat
 
 

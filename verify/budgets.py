@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..reports.record import Allowed
 from .problems import UsageError
 from .waivers import Waiver
 
@@ -106,6 +107,13 @@ class Allowance(_Strict):
     accumulators_max_part: float | None = Field(default=None, gt=0, le=1)
     drift_margin: float | None = Field(default=None, ge=1)
 
+    def __str__(self) -> str:
+        """What it sets, for what."""
+        stated = self.model_dump(exclude_none=True, exclude={"implementation", "reason"})
+        scope = [" or ".join(value) for value in stated.values() if isinstance(value, tuple)]
+        limits = [f"{key} = {value:g}" for key, value in stated.items() if not isinstance(value, tuple)]
+        return f"{', '.join(limits)} for {', '.join([*scope, self.implementation])}"
+
 
 class Budgets(_Strict):
     """All budgets of a run."""
@@ -139,6 +147,19 @@ class Budgets(_Strict):
             if fits and stated is not None:
                 value = stated
         return value
+
+
+def beyond_default(budgets: Budgets, implementation: str) -> tuple[Allowed, ...]:
+    """What these budgets allow an implementation that the default ones do not, with the reasons that they state."""
+    defaults, own = default_entries(), budgets.model_dump(exclude={"exceptions", "waivers"}, exclude_none=True)
+    entries = [
+        Allowed(what=f"{section}.{key} = {own[section][key]} instead of {defaults[section][key]}",
+                reason=own[section].get("reason", "not stated"))
+        for section, key in loosened(defaults, own)
+    ]  # fmt: skip
+    return (*entries, *(
+        Allowed(what=str(e), reason=e.reason) for e in budgets.exceptions if fnmatch(implementation, e.implementation)
+    ))  # fmt: skip
 
 
 def load(path: Path | None = None) -> Budgets:

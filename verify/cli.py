@@ -19,9 +19,9 @@ import click
 from . import interrupts
 from .cli_budget import budget
 from .cli_compare import compare
+from .cli_gate import VERDICT_CODES, budgets_option, gate, report, write_reports
 from .cli_reproduce import reproduce
 from .cli_selftest import selftest
-from .github import tell
 from .problems import (
     FAIL,
     INTERNAL,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from .pool import Pool
 
 F = TypeVar("F", bound=Callable[..., Any])
-_VERDICT_CODES = {"pass": PASS, "fail": FAIL, "nothing-measured": NOTHING}
 
 
 def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -53,9 +52,6 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 _folder = click.Path(path_type=Path)
 _device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-_budgets_option = click.option(
-    "--budgets", "budgets_file", type=_folder, default=None, help="TOML file that overrides the default budgets."
-)
 _case_limit_option = click.option(
     "--case-limit", type=click.FloatRange(0.1), default=None,
     help="Seconds after which a kernel is killed. [default: the profile's]",
@@ -64,7 +60,7 @@ _measuring = _options(
     click.option("--profile", type=click.Choice(["quick", "ci", "deep"]), default="quick", show_default=True,
                  help="How much to measure."),
     click.option("--out", type=_folder, default=None, help="Folder for the record. [default: flashproof-run-IMPL]"),
-    _budgets_option,
+    budgets_option,
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the survey and the hunt."),
     click.option("--workers", type=click.IntRange(1), default=None, help="Processes. [default: one per core]"),
     click.option("--cases", type=click.IntRange(1), default=None, help="Of the survey. [default: the profile's]"),
@@ -142,12 +138,12 @@ def _measure(
             verdict = run(settings, implementation, progress)
     except KeyboardInterrupt:
         with interrupts.ignored():
-            _write_reports(folder)
+            write_reports(folder)
         raise InterruptedRunError(f"interrupted; what was measured is in {folder}: flashproof gate {folder}") from None
     with interrupts.ignored():
-        _write_reports(folder)
+        write_reports(folder)
     console.verdict(verdict, folder)
-    sys.exit(_VERDICT_CODES[verdict.verdict])
+    sys.exit(VERDICT_CODES[verdict.verdict])
 
 
 def _device(device: str) -> str:
@@ -158,64 +154,6 @@ def _device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
-
-
-def _write_reports(folder: Path) -> None:
-    from ..reports import html, junit, record, summary
-    from ..reports.rows import write_text_atomic
-
-    loaded = record.load(folder)
-    page = summary.summary(loaded)
-    write_text_atomic(folder / "report.html", html.render([loaded]))
-    write_text_atomic(folder / "junit.xml", junit.junit(loaded))
-    write_text_atomic(folder / "summary.md", page)
-    tell(page, summary.github_annotations(loaded))
-
-
-@cli.command()
-@click.argument("run_folder", metavar="RUN", type=_folder)
-@_budgets_option
-def gate(run_folder: Path, budgets_file: Path | None) -> None:
-    """Judge a recorded run against budgets; writes nothing.  A run that was interrupted may fail, but cannot pass."""
-    from ..reports import record
-    from . import budgets
-    from .console import Console
-    from .judge import judge
-    from .verdict import verdict_of
-
-    limits = budgets.load(budgets_file)
-    loaded = record.load(run_folder)
-    name = loaded.manifest.implementation
-    algebra = loaded.verdict.algebra
-    judgement = judge(loaded.rows, limits, name, loaded.verdict.not_covered, algebra)
-    waived = {(c.name, c.tensor) for c in judgement.checks if c.status == "waived"}
-    findings = [f for f in loaded.findings if (f.check, f.tensor) not in waived]
-    verdict = verdict_of(judgement, findings, name, limits, loaded.rows, loaded.verdict.seconds, algebra)
-    Console().verdict(verdict, run_folder)
-    code = _VERDICT_CODES[verdict.verdict]
-    if loaded.manifest.interrupted and code == PASS:
-        raise InterruptedRunError(
-            f"{run_folder} was interrupted: what was measured passes, but it is not the whole; run it again"
-        )
-    sys.exit(code)
-
-
-@cli.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=_folder)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=None,
-              help="HTML file. [default: RUN/report.html of the first]")  # fmt: skip
-def report(runs: tuple[Path, ...], out: Path | None) -> None:
-    """Records to one HTML report; several runs stand side by side."""
-    from ..reports import html, record
-    from ..reports.rows import write_text_atomic
-
-    loaded = [record.load(r) for r in runs]
-    target = out or runs[0] / "report.html"
-    try:
-        write_text_atomic(target, html.render(loaded))
-    except OSError as e:
-        raise UsageError(f"{target} cannot be written: {e.strerror or e}") from e
-    click.echo(str(target))
 
 
 @cli.command()
@@ -356,6 +294,8 @@ def truth(seed: int, bits: int) -> None:
 
 cli.add_command(budget)
 cli.add_command(compare)
+cli.add_command(gate)
+cli.add_command(report)
 cli.add_command(reproduce)
 cli.add_command(selftest)
 

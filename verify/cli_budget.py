@@ -91,9 +91,7 @@ def _print_exceptions(out: Console, exceptions: tuple[Allowance, ...]) -> None:
     if not exceptions:
         out.print("\nno exceptions")
     for e in exceptions:
-        stated = e.model_dump(exclude_none=True, exclude={"implementation", "reason"})
-        said = ", ".join(f"{k} {'|'.join(v) if isinstance(v, tuple) else v}" for k, v in stated.items())
-        out.print(f"\n[bold]exception[/] {escape(e.implementation)}: {escape(said)}", soft_wrap=True)
+        out.print(f"\n[bold]exception[/] {escape(str(e))}", soft_wrap=True)
         out.print(f"  {escape(e.reason)}", soft_wrap=True)
 
 

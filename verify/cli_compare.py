@@ -48,7 +48,9 @@ def compare(base_folder: Path, head_folder: Path, budgets_file: Path | None, out
         with writing(out):
             record.write_json_atomic(out / "compare.json", drift)
             write_text_atomic(out / "compare.md", page)
-    print_drift(Console().out, drift)
+    console = Console()
+    print_drift(console.out, drift)
+    console.allowed(drift.allowed)
     tell(page, workflow_commands(annotated(drift)))
     if drift.verdict == "worse":
         sys.exit(FAIL)
@@ -65,6 +67,7 @@ def compared(base: Run, head: Run, budgets: Budgets) -> Drift:
         NothingError: no case of one is a case of the other, or no cell has enough of them to tell anything.
     """
     from ..reports.drift import Drift, Side
+    from .budgets import beyond_default
     from .drift import TOGETHER, cause, drift_cells, pairing_of, turned
 
     pairing = pairing_of(base.rows, head.rows)
@@ -87,6 +90,7 @@ def compared(base: Run, head: Run, budgets: Budgets) -> Drift:
         base=Side.of(base), head=Side.of(head), verdict="worse" if worse else "no worse",
         sentence=_sentence(cells, failing, pairing), pairing=pairing, confidence=budgets.drift.confidence,
         min_cases=budgets.drift.min_cases, cells=tuple(cells), failing=tuple(failing),
+        allowed=beyond_default(budgets, head.manifest.implementation),
         repaired=tuple(c.model_copy(update={"status": "pass", "detail": f"was: {c.detail}"}) for c in repaired),
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..reports.record import Algebra, Answer, Comparison, Share, Verdict
+from ..reports.record import Algebra, Allowed, Answer, Comparison, Share, Verdict
 from ..reports.words import plural
 from .case import case_of
 
@@ -109,6 +109,7 @@ class Console:
         for w in verdict.waived:
             said = f"{w.scope} in {plural(w.cases, 'case')} until {w.expires}: {w.reason}"
             self.out.print(f"\n[yellow]waived[/]: {escape(said)}", soft_wrap=True)
+        self.allowed(verdict.allowed)
         if verdict.not_covered:
             self.out.print(f"\n[dim]not covered:[/] {escape('; '.join(verdict.not_covered))}", soft_wrap=True)
         for question in ("algebraic", "bitwise", "accuracy"):
@@ -117,6 +118,11 @@ class Console:
         self.out.print(f"\n{_MARK[verdict.verdict]}  {escape(verdict.sentence)}", soft_wrap=True)
         report = f"; report: {folder / 'report.html'}" if (folder / "report.html").is_file() else ""
         self.out.print(f"[dim]{verdict.counts.cases} cases, {verdict.seconds:.0f} s{escape(report)}[/]", soft_wrap=True)
+
+    def allowed(self, allowed: Sequence[Allowed]) -> None:
+        """What the budgets allow beyond the defaults, and why."""
+        for a in allowed:
+            self.out.print(f"\n[yellow]allowed[/]: {escape(a.what)}: {escape(a.reason)}", soft_wrap=True)
 
     def result(self, result: Result, name: str) -> None:
         """One case in full."""

@@ -10,7 +10,7 @@ from ..reports.record import Algebra, Answer, Check, Exactness, Finding, Row, Ve
 from ..reports.words import plural
 from .algebra import answer as algebraic_answer
 from .algebra import sentence
-from .budgets import Budgets
+from .budgets import Budgets, beyond_default
 from .judge import Judgement, known
 
 State = Literal["pass", "fail", "nothing-measured"]
@@ -44,6 +44,7 @@ def verdict_of(
         implementation=implementation, verdict=state, sentence=_sentence(judgement, implementation, state, exactness),
         exactness=exactness, checks=judgement.checks, findings=tuple(findings), cells=judgement.cells,
         not_covered=judgement.not_covered, waived=judgement.waived, counts=judgement.counts, algebra=algebra,
+        allowed=beyond_default(budgets, implementation),
         seconds=round(seconds, 2),
     )  # fmt: skip
 

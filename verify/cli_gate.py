@@ -1,0 +1,107 @@
+"""`flashproof gate` and `flashproof report`: what a recorded run says, under which budgets, as which files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .cli_folder import writing
+from .github import tell
+from .problems import FAIL, NOTHING, PASS, InterruptedRunError, UsageError
+
+if TYPE_CHECKING:
+    from ..reports.record import Check, Finding
+
+_folder = click.Path(path_type=Path)
+VERDICT_CODES = {"pass": PASS, "fail": FAIL, "nothing-measured": NOTHING}
+
+budgets_option = click.option(
+    "--budgets", "budgets_file", type=_folder, default=None, help="TOML file that overrides the default budgets."
+)
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN", type=_folder)
+@budgets_option
+@click.option("--out", type=_folder, default=None, help="Folder for the record and the reports as judged now.")
+@click.option("--force", is_flag=True, help="Replace a run that is already in that folder.")
+def gate(run_folder: Path, budgets_file: Path | None, out: Path | None, force: bool) -> None:
+    """Judge a recorded run against budgets; RUN stays as it is.
+
+    A run that was interrupted may fail, but cannot pass.
+    """
+    from ..reports import record
+    from . import budgets
+    from .console import Console
+    from .judge import judge
+    from .run import prepare_folder
+    from .verdict import verdict_of
+
+    limits = budgets.load(budgets_file)
+    loaded = record.load(run_folder)
+    name, algebra = loaded.manifest.implementation, loaded.verdict.algebra
+    judgement = judge(loaded.rows, limits, name, loaded.verdict.not_covered, algebra)
+    findings = _still(loaded.findings, judgement.checks)
+    verdict = verdict_of(judgement, findings, name, limits, loaded.rows, loaded.verdict.seconds, algebra)
+    if out is not None:
+        if out.resolve() == run_folder.resolve():
+            raise UsageError(f"--out {out} is the run itself, which stays as it is: give another folder")
+        prepare_folder(out, force=force)
+        judged = replace(loaded, folder=out, verdict=verdict, findings=tuple(findings), judged=True)
+        with writing(out):
+            record.write(judged)
+            write_reports(out)
+    Console().verdict(verdict, out or run_folder)
+    code = VERDICT_CODES[verdict.verdict]
+    if loaded.manifest.interrupted and code == PASS:
+        raise InterruptedRunError(
+            f"{run_folder} was interrupted: what was measured passes, but it is not the whole; run it again"
+        )
+    sys.exit(code)
+
+
+def _still(findings: Sequence[Finding], checks: Sequence[Check]) -> list[Finding]:
+    """The findings of tensors that still fail, less those of checks that are let off."""
+    failing = {c.tensor for c in checks if c.status == "fail"}
+    let_off = {(c.name, c.tensor) for c in checks if c.status == "waived"}
+    return [
+        f
+        for f in findings
+        if (f.check, f.tensor) not in let_off and (f.tensor in failing or (failing and None in failing))
+    ]
+
+
+@click.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=_folder)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=None,
+              help="HTML file. [default: RUN/report.html of the first]")  # fmt: skip
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Records to one HTML report; several runs stand side by side."""
+    from ..reports import html, record
+    from ..reports.rows import write_text_atomic
+
+    loaded = [record.load(r) for r in runs]
+    target = out or runs[0] / "report.html"
+    try:
+        write_text_atomic(target, html.render(loaded))
+    except OSError as e:
+        raise UsageError(f"{target} cannot be written: {e.strerror or e}") from e
+    click.echo(str(target))
+
+
+def write_reports(folder: Path) -> None:
+    """The files that are made from a record, beside it; on GitHub, its summary and annotations too."""
+    from ..reports import html, junit, record, summary
+    from ..reports.rows import write_text_atomic
+
+    loaded = record.load(folder)
+    page = summary.summary(loaded)
+    write_text_atomic(folder / "report.html", html.render([loaded]))
+    write_text_atomic(folder / "junit.xml", junit.junit(loaded))
+    write_text_atomic(folder / "summary.md", page)
+    tell(page, summary.github_annotations(loaded))
