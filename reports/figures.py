@@ -97,7 +97,9 @@ def group(runs: Sequence[Run]) -> Groups:
             if not measured(row):
                 continue
             panel = (str(row.tensor), str(row.dtype))
-            side = hunt if row.phase == "hunt" else survey
+            side = {"hunt": hunt, "survey": survey}.get(row.phase)
+            if side is None:
+                continue
             side[index, panel].append(row)
             if (row.case_id, panel[0]) not in seen:
                 seen.add((row.case_id, panel[0]))

@@ -113,6 +113,7 @@ class _View:
     unattributed: str
     heat: overview.HeatMap
     cells: list[Cell]
+    kinds: overview.Kinds
     checks: list[tuple[int, object]]
     checks_left_out: int
     coverage: overview.Coverage
@@ -143,6 +144,7 @@ def _view(run: Run, name: str, budget: _Budget, share: int) -> _View:
         unattributed=algebra.unattributed(run),
         heat=overview.heat_map(run.verdict.cells, max(1, share // 4)),
         cells=sorted(run.verdict.cells, key=overview.closeness, reverse=True)[:share],
+        kinds=overview.kinds(run.verdict.standings),
         checks=[(index, check) for index, check in checks[:share]],
         checks_left_out=max(0, len(checks) - share),
         coverage=overview.coverage(run),

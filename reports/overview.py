@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .record import TENSORS, Cell, Run
+from .record import TENSORS, Cell, Run, Standing
 from .rows import Row
 from .words import DTYPES, clip, did_not_return, measured, order, replay, violates
 
@@ -150,6 +150,25 @@ def heat(ratio: float | None) -> str:
     return f"h{sum(ratio > step for step in _STEPS)}"
 
 
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """Standings: one row per kind of input, the worst first, and one column per tensor."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[Standing | None]]]
+
+
+def kinds(standings: Sequence[Standing]) -> Kinds:
+    """On which kinds of input the error is larger than standard attention's."""
+    tensors = order([s.tensor for s in standings], TENSORS)
+    where = {(s.regime, str(s.tensor)): s for s in standings}
+    worst: dict[str, float] = defaultdict(float)
+    for s in standings:
+        worst[s.regime] = max(worst[s.regime], s.ratio)
+    ranked = sorted(worst, key=lambda regime: -worst[regime])
+    return Kinds(tensors, [(regime, [where.get((regime, tensor)) for tensor in tensors]) for regime in ranked])
+
+
 # -------------------------------------------------------------------------------------------------- coverage
 
 
@@ -173,7 +192,7 @@ def coverage(run: Run) -> Coverage:
     for row in run.rows:
         if measured(row):
             kind = (str(row.dtype), row.mask or "none", row.regime or "unnamed")
-            cases[row.case_id] = (*kind, row.phase == "hunt")
+            cases[row.case_id] = (*kind, row.phase == "hunt")  # those of the comparison were drawn, as the survey's
     found = list(cases.values())
     dtypes = order([dtype for dtype, _, _, _ in found], DTYPES)
     masks = order([mask for _, mask, _, _ in found], ("none",))

@@ -51,6 +51,7 @@ __all__ = [
     "Run",
     "ShardWriter",
     "Share",
+    "Standing",
     "Verdict",
     "Waived",
     "load",
@@ -61,6 +62,7 @@ __all__ = [
 ]
 
 SCHEMA = 1
+PHASES = ("survey", "comparison", "hunt")
 
 _NAMED = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
@@ -174,6 +176,24 @@ class Cell(_Model):
     status: str
 
 
+class Standing(_Model):
+    """RMSE of the kernel / RMSE of standard on one kind of input: geometric mean over n plain cases of all dtypes.
+
+    `status` says whether that is surely half as much error again; `needs` is how many cases with such a spread it takes
+    to tell; `predicted`, whether the kernel's roundings explain its error.
+    """
+
+    regime: str
+    tensor: Tensor
+    n: int
+    ratio: Number
+    low: Number
+    high: Number
+    status: Literal["worse", "not worse", "open"]
+    needs: int | None
+    predicted: bool
+
+
 class Mismatch(_Model):
     """Where one tensor of a kernel run in exact arithmetic is not the definition's.
 
@@ -219,10 +239,11 @@ class Algebra(_Model):
 
 
 class Counts(_Model):
-    """Cases measured: independent ones (survey), and those of the search for the worst (hunt)."""
+    """Cases measured: independent ones (survey), plain ones of every regime, and those of the search for the worst."""
 
     cases: int = 0
     survey: int = 0
+    comparison: int = 0
     hunt: int = 0
 
 
@@ -237,6 +258,7 @@ class Verdict(_Model):
     checks: tuple[Check, ...] = Field(default=(), strict=False)
     findings: tuple[Finding, ...] = Field(default=(), strict=False)
     cells: tuple[Cell, ...] = Field(default=(), strict=False)
+    standings: tuple[Standing, ...] = Field(default=(), strict=False)
     not_covered: tuple[str, ...] = Field(default=(), strict=False)
     waived: tuple[Waived, ...] = Field(default=(), strict=False)
     allowed: tuple[Allowed, ...] = Field(default=(), strict=False)
@@ -296,7 +318,7 @@ def _rows(folder: Path) -> tuple[Row, ...]:
 def _unjudged(folder: Path, manifest: Manifest, rows: tuple[Row, ...]) -> Verdict:
     """What is said of a run that stopped before its verdict: never a pass, whatever its rows say."""
     answer = Answer(status="not judged", evidence="the run stopped before its verdict")
-    by_phase = {phase: len({r.case_id for r in rows if r.phase == phase}) for phase in ("survey", "hunt")}
+    by_phase = {phase: len({r.case_id for r in rows if r.phase == phase}) for phase in PHASES}
     cases = sum(by_phase.values())
     return Verdict(
         implementation=manifest.implementation,

@@ -43,7 +43,7 @@ class Row:
     """
 
     case_id: Annotated[str, "VARCHAR"]
-    phase: Annotated[str, "VARCHAR"]  # survey | hunt
+    phase: Annotated[str, "VARCHAR"]  # survey | comparison | hunt
     status: Annotated[str, "VARCHAR"]  # ok | raised | timeout | crashed | wrong-result | unsupported
     message: Text = None
     seconds: Double = None

@@ -60,7 +60,8 @@ def _head(run: Run) -> Iterable[str]:
     )
     counts = verdict.counts
     yield (
-        f"{plural(counts.cases, 'case')} ({count(counts.survey)} survey, {count(counts.hunt)} hunt) in "
+        f"{plural(counts.cases, 'case')} ({count(counts.survey)} survey, {count(counts.comparison)} comparison, "
+        f"{count(counts.hunt)} hunt) in "
         f"{duration(verdict.seconds)}, profile {inline(run.manifest.profile)}, "
         f"{inline(run.manifest.device)}."
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from ..reports.record import TENSORS, Algebra, Cell, Check, Counts, Row, Waived
+from ..reports.record import PHASES, TENSORS, Algebra, Cell, Check, Counts, Row, Waived
 from ..reports.record import Tensor as TensorName
 from .algebra import accumulator_checks
 from .algebra import checks as algebra_checks
@@ -69,13 +69,10 @@ def judge(
         *accumulator_checks(algebra, budgets, implementation),
         *waivers.check(),
     ]
-    measured = {
-        phase: len({r.case_id for r in rows if r.phase == phase and r.status == "ok"}) for phase in ("survey", "hunt")
-    }
+    measured = {phase: len({r.case_id for r in rows if r.phase == phase and r.status == "ok"}) for phase in PHASES}
     counts = Counts(
         cases=len({r.case_id for r in rows if r.status != "unsupported"}),
-        survey=measured["survey"],
-        hunt=measured["hunt"],
+        **measured,
     )
     missing = tuple(dict.fromkeys((*not_covered, *_refused(rows), *_excused(rows))))
     return Judgement(tuple(checks), tuple(cells), counts, missing, waivers.told())

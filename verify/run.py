@@ -31,6 +31,7 @@ from . import interrupts
 from .algebra import findings as algebra_findings
 from .attribution import attribution, sample_case
 from .case import UNIT_ROUNDOFF, Case, MaskRecipe
+from .comparison import PHASE, comparison, stages, still_open
 from .draws import Draws
 from .evaluate import Result
 from .exact import compare
@@ -43,6 +44,7 @@ from .plain import plain_case
 from .pool import Pool
 from .problems import LostError, UsageError
 from .profiles import Profile
+from .regimes import REGIMES
 from .settings import Progress, Settings
 from .shapes import HEADS, MANY
 from .storing import stores_scores
@@ -200,6 +202,7 @@ class _Measurement:
                 self.progress("survey", n, self.settings.profile.survey)
         if surveys:
             self._survey()
+            self._compare()
         if "hunt" in self.settings.phases and self.settings.profile.hunt:
             if self._lost("timeout", "crashed"):
                 left_out.append("the hunt: a function that hangs or dies has been found out already")
@@ -226,6 +229,18 @@ class _Measurement:
             self.progress("survey", n, profile.survey)
             if self._too_many():
                 return
+
+    def _compare(self) -> None:
+        profile, seed = self.settings.profile, self.settings.seed
+        regimes: Sequence[str] = tuple(REGIMES)
+        for numbers in stages(profile):
+            cases = list(comparison(self.implementation, profile, seed, regimes, numbers))
+            for n, result in enumerate(self.pool.evaluate(cases, PHASE, thorough=False), start=1):
+                if self._too_many():
+                    return
+                self._keep(result)
+                self.progress(PHASE, n, len(cases))
+            regimes = still_open([row for r in self.results for row in r.rows])
 
     def _hunt(self) -> None:
         profile, before, keeping = self.settings.profile, len(self.results), Lock()

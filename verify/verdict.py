@@ -6,14 +6,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
-from ..reports.record import Algebra, Answer, Check, Exactness, Finding, Row, Verdict
+from ..reports.record import Algebra, Answer, Check, Exactness, Finding, Row, Standing, Tensor, Verdict
 from ..reports.words import plural
 from .algebra import answer as algebraic_answer
 from .algebra import sentence
 from .budgets import Budgets, beyond_default
+from .comparison import WHY, WORSE, standings
 from .judge import Judgement, known
 
 State = Literal["pass", "fail", "nothing-measured"]
+_NAMED = 4
 _VERBS = {"fail": "fails", "waived": "fails, waived,"}
 
 
@@ -27,7 +29,8 @@ def verdict_of(
     algebra: Algebra | None = None,
 ) -> Verdict:
     """The verdict, with the three answers and the sentence."""
-    measured = judgement.counts.survey + judgement.counts.hunt
+    counts, places = judgement.counts, standings(rows)
+    measured = counts.survey + counts.comparison + counts.hunt
     state: State
     if judgement.failed:
         state = "fail"
@@ -38,14 +41,14 @@ def verdict_of(
     exactness = Exactness(
         algebraic=algebraic_answer(algebra),
         bitwise=_bitwise(judgement, rows),
-        accuracy=_accuracy(judgement, state),
+        accuracy=_accuracy(judgement, places, state),
     )
     return Verdict(
-        implementation=implementation, verdict=state, sentence=_sentence(judgement, implementation, state, exactness),
-        exactness=exactness, checks=judgement.checks, findings=tuple(findings), cells=judgement.cells,
-        not_covered=judgement.not_covered, waived=judgement.waived, counts=judgement.counts, algebra=algebra,
-        allowed=beyond_default(budgets, implementation),
-        seconds=round(seconds, 2),
+        implementation=implementation, verdict=state,
+        sentence=_sentence(judgement, places, implementation, state, exactness), exactness=exactness,
+        checks=judgement.checks, findings=tuple(findings), cells=judgement.cells, standings=tuple(places),
+        not_covered=judgement.not_covered, waived=judgement.waived, allowed=beyond_default(budgets, implementation),
+        counts=counts, algebra=algebra, seconds=round(seconds, 2),
     )  # fmt: skip
 
 
@@ -75,7 +78,7 @@ def _bitwise(judgement: Judgement, rows: Sequence[Row]) -> Answer:
     return Answer(status="same bits" if stable and not differing else "different bits", evidence=sentence(parts))
 
 
-def _accuracy(judgement: Judgement, state: str) -> Answer:
+def _accuracy(judgement: Judgement, places: Sequence[Standing], state: str) -> Answer:
     bounds = _of(judgement, "bound")
     if not bounds or state == "nothing-measured":
         return Answer(status="not measured", evidence="No case gave a result.")
@@ -102,14 +105,46 @@ def _accuracy(judgement: Judgement, state: str) -> Answer:
             f"RMS error / standard attention's from {best.ratio:.2f} ({best.tensor}, {best.dtype}, {best.regime}) "
             f"to {worst.ratio:.2f} ({worst.tensor}, {worst.dtype}, {worst.regime}) over {len(cells)} cells"
         )
+    parts += [_compared(places)] if places else []
     said = [f"{c.name} {_VERBS[c.status]} for {c.tensor or 'the call'}: {c.detail}" for c in (*failed, *waived)[:3]]
     parts.append("; ".join(said) or f"every element within its a priori bound in {max(c.n for c in bounds)} cases")
     status = "fail" if failed else "waived" if waived else "pass" if state == "pass" else state
     return Answer(status=status, evidence=sentence(parts))
 
 
-def _sentence(judgement: Judgement, implementation: str, state: str, exactness: Exactness) -> str:
-    cases = judgement.counts.survey + judgement.counts.hunt
+def _compared(places: Sequence[Standing]) -> str:
+    """Where the error is surely half as much again as standard attention's, with n, intervals and the reason."""
+    kinds = len({s.regime for s in places})
+    said = f"by kind of input ({kinds} kinds, {_span([s.n for s in places])} plain cases each) "
+    worse = sorted((s for s in places if s.status == "worse"), key=lambda s: -s.ratio)
+    if not worse:
+        said += f"in none surely more than {WORSE:g} times"
+    for tensor, group in _by_tensor(worse).items():
+        which = ", ".join(f"{s.regime} {s.ratio:.2f} [{s.low:.2f}, {s.high:.2f}] (n = {s.n})" for s in group[:_NAMED])
+        more = f" and {len(group) - _NAMED} more" if len(group) > _NAMED else ""
+        reason = f" ({WHY[tensor]})" if tensor in WHY and all(s.predicted for s in group) else ""
+        said += f"more than {WORSE:g} times for {tensor} on {which}{more}{reason}, "
+    still = [f"{s.tensor} on {s.regime}" for s in places if s.status == "open"]
+    return said.rstrip(", ") + (f"; open for {', '.join(still[:_NAMED])}" if still else "")
+
+
+def _span(counts: Sequence[int]) -> str:
+    return f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
+
+
+def _by_tensor(places: Sequence[Standing]) -> dict[Tensor, list[Standing]]:
+    groups: dict[Tensor, list[Standing]] = defaultdict(list)
+    for s in places:
+        groups[s.tensor].append(s)
+    return groups
+
+
+def _sentence(
+    judgement: Judgement, places: Sequence[Standing], implementation: str, state: str, exactness: Exactness
+) -> str:
+    """No figure in a pass depends on what was drawn: the same kernel gets the same sentence, whatever the seed."""
+    counts = judgement.counts
+    cases = counts.survey + counts.comparison + counts.hunt
     if state == "nothing-measured":
         return f"{implementation}: nothing was measured that could be judged ({cases} cases gave a result)."
     refused = sum(line.startswith("refused") for line in judgement.not_covered)
@@ -120,15 +155,9 @@ def _sentence(judgement: Judgement, implementation: str, state: str, exactness: 
             tensors[c.name].append("expired" if c.name == "waivers" else c.tensor or "the call")
         which = ", ".join(f"{name} ({', '.join(t)})" for name, t in tensors.items())
         return f"{implementation} fails: {which}, over {cases} cases.{but}"
-    claims = ["every error within its a priori bound"]
-    if _of(judgement, "bias"):
-        claims.append("no bias")
-    cells = [c for c in judgement.cells if c.tensor != "lse"]
-    worse = [c for c in cells if (c.low or 0) > 1.0]
-    if worse:
-        claims.append(f"worse than standard attention in {len(worse)} of {len(cells)} cells, as its roundings predict")
-    elif cells:
-        claims.append(f"in none of {len(cells)} cells measurably less accurate than standard attention")
+    claims = ["within their a priori bounds"]
+    claims += ["without bias"] if _of(judgement, "bias") else []
+    claims += [f"and {_where_worse(places)}"] if places else []
     bits = "equals" if exactness.bitwise.status == "same bits" else "differs from"
     algebra = {"equal": "its algebra is attention's, exactly; ", "nearly equal": "its algebra is nearly attention's; "}
     said = algebra.get(exactness.algebraic.status, "")
@@ -136,6 +165,22 @@ def _sentence(judgement: Judgement, implementation: str, state: str, exactness: 
     if needed:
         return f"{implementation} passes, but for what is waived: {needed}. Nothing else fails in {cases} cases.{but}"
     return (
-        f"{implementation} is as accurate as attention can be expected to be in {cases} cases: {', '.join(claims)}; "
+        f"{implementation} is as accurate as attention can be expected to be: its errors are {', '.join(claims)}; "
         f"{said}bit for bit it {bits} standard attention.{but}"
     )
+
+
+def _where_worse(places: Sequence[Standing]) -> str:
+    worse = [s for s in places if s.status == "worse"]
+    if not worse:
+        return "nowhere half as much again as standard attention's"
+    which = "; ".join(f"{tensor} on {_names(group)} inputs" for tensor, group in _by_tensor(worse).items())
+    expected = ", as its roundings predict" if all(s.predicted for s in worse) else ""
+    return f"less than half as much again as standard attention's, except in {which}{expected}"
+
+
+def _names(places: Sequence[Standing]) -> str:
+    names = sorted(s.regime for s in places)
+    if len(names) > _NAMED:
+        return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more kinds of"
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
