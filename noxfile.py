@@ -3,6 +3,8 @@
 # ///
 """The project's sessions: `nox -l` lists them, `nox -s NAME -- ARGUMENTS` passes arguments on."""
 
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2025.2.9"
@@ -24,6 +26,21 @@ def verify(session: nox.Session) -> None:
     """Verify an attention function: `nox -s verify -- path/to/file.py:function` (the bundled kernel by default)."""
     install(session)
     session.run("flashproof", "verify", *(session.posargs or ["flash", "--force"]))
+
+
+@nox.session(default=False)
+def gate(session: nox.Session) -> None:
+    """Judge a recorded run, or compare two: `nox -s gate -- RUN --budgets FILE`, `nox -s gate -- BASE HEAD`."""
+    install(session)
+    folders = [a for a in session.posargs if (Path(a) / "manifest.json").is_file()]
+    session.run("flashproof", "compare" if len(folders) > 1 else "gate", *session.posargs)
+
+
+@nox.session(default=False)
+def report(session: nox.Session) -> None:
+    """Records to one HTML page: `nox -s report -- RUN... --out FILE`."""
+    install(session)
+    session.run("flashproof", "report", *session.posargs)
 
 
 @nox.session
@@ -59,6 +76,16 @@ def tritons(session: nox.Session, triton: str) -> None:
 
 
 @nox.session(default=False)
+def minimums(session: nox.Session) -> None:
+    """Run tests on the oldest versions that pyproject.toml allows of everything but torch and Triton."""
+    install(session, "tests")
+    ranges = [r.split(";")[0] for r in PYPROJECT["project"]["dependencies"]]
+    oldest = [r.split(",")[0].replace(">=", "==") for r in ranges if not r.startswith(("torch", "triton"))]
+    session.install(*oldest)
+    session.run("pytest", "-n", "2", *(session.posargs or ["tests/test_record.py", "tests/test_cli.py"]))
+
+
+@nox.session(default=False)
 def coverage(session: nox.Session) -> None:
     """Write kernels/interpreter/COVERAGE.md from the tests."""
     session.run("python", "tests/interpreter/coverage_table.py")
@@ -82,9 +109,12 @@ def types(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Time our interpreter beside Triton's own, and compare their bits (`-- -k flash` for a part)."""
+    """Time our interpreter beside Triton's own, and compare their bits (`-- -k flash` for a part); or `-- truth`."""
     install(session)
-    session.run("python", "tests/bench", *session.posargs)
+    truth = session.posargs[:1] == ["truth"]
+    session.run(
+        "python", *(["tests/bench/truth.py", *session.posargs[1:]] if truth else ["tests/bench", *session.posargs])
+    )
 
 
 @nox.session
