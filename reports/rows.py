@@ -272,7 +272,7 @@ def _temporary(path: Path) -> Path:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     except OSError as error:
         raise RecordError(
-            f"{path} cannot be written ({_first_line(error)}): choose another folder",
+            f"{path} cannot be written ({error.strerror or _first_line(error)}): choose another folder",
         ) from error
     os.close(handle)
     Path(name).chmod(0o644)  # mkstemp's 0600 would hide the record from everyone else

@@ -16,7 +16,7 @@ from flashproof.verify.errors import bound_ratio, floored_log_ratio, measure, ro
 from flashproof.verify.evaluate import evaluate
 from flashproof.verify.implementation import recognise
 from flashproof.verify.judge import judge
-from flashproof.verify.statistics import mean_interval, rule_of_three, student_quantile
+from flashproof.verify.statistics import dominates, mean_interval, rule_of_three, share_interval, student_quantile
 from flashproof.verify.storage import storage_of
 from flashproof.verify.storing import stores_scores
 from flashproof.verify.verdict import verdict_of
@@ -108,6 +108,28 @@ def test_interval_covers_at_its_level():
         m = mean_interval(torch.randn(8, generator=generator).tolist(), 0.9)
         covered += m.low <= 0 <= m.high
     assert 0.84 < covered / 400 < 0.95
+
+
+def test_share_interval_has_the_tails_that_it_promises():
+    for k, n in ((3, 20), (17, 20), (40, 1000)):
+        low, high = share_interval(k, n)
+        at_least = sum(math.comb(n, i) * low**i * (1 - low) ** (n - i) for i in range(k, n + 1))
+        at_most = sum(math.comb(n, i) * high**i * (1 - high) ** (n - i) for i in range(k + 1))
+        assert at_least == pytest.approx(0.025, rel=1e-6)
+        assert at_most == pytest.approx(0.025, rel=1e-6)
+    assert share_interval(0, 100)[0] == 0.0
+    assert share_interval(0, 100)[1] == pytest.approx(1 - 0.025 ** (1 / 100), rel=1e-9)
+    assert share_interval(100, 100)[1] == 1.0
+
+
+def test_dominates():
+    few, many = [0.1 * i for i in range(5)], [0.001 * i for i in range(1000)]
+    assert dominates(many, [x + 0.2 for x in many]) is True
+    assert dominates([x + 0.2 for x in many], many) is False
+    assert dominates(many, many) is None
+    assert dominates(few, [x + 0.2 for x in few]) is None, "so few cannot tell"
+    assert dominates([0.5 + 0.2 * (x - 0.5) for x in many], many) is False, "smaller at one end, larger at the other"
+    assert dominates([], many) is None
 
 
 def test_rule_of_three():

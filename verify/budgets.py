@@ -99,13 +99,18 @@ class Allowance(_Strict):
     tensors: tuple[Literal["out", "lse", "dq", "dk", "dv"], ...] | None = Field(default=None, strict=False)
     dtypes: tuple[Literal["fp16", "bf16", "fp32"], ...] | None = Field(default=None, strict=False)
     regimes: tuple[str, ...] | None = Field(default=None, strict=False)
-    ratio_margin: float | None = Field(default=None, ge=1)
+    ratio_margin: float | None = Field(default=None, gt=0)
     predictor_margin: float | None = Field(default=None, ge=1)
     bias_max_ulp: float | None = Field(default=None, gt=0)
     bound_max_ratio: float | None = Field(default=None, gt=0)
     systematic_max_part: float | None = Field(default=None, gt=0)
     accumulators_max_part: float | None = Field(default=None, gt=0, le=1)
     drift_margin: float | None = Field(default=None, ge=1)
+
+    def beyond(self, defaults: dict[str, Any]) -> bool:
+        """Whether it allows more than the default budgets: one may also be stricter for some cells."""
+        entries = ((name.partition("_"), getattr(self, name)) for name in type(self).model_fields if "_m" in name)
+        return any(value is not None and value > defaults[section][key] for (section, _, key), value in entries)
 
     def __str__(self) -> str:
         """What it sets, for what."""
@@ -158,7 +163,8 @@ def beyond_default(budgets: Budgets, implementation: str) -> tuple[Allowed, ...]
         for section, key in loosened(defaults, own)
     ]  # fmt: skip
     return (*entries, *(
-        Allowed(what=str(e), reason=e.reason) for e in budgets.exceptions if fnmatch(implementation, e.implementation)
+        Allowed(what=str(e), reason=e.reason)
+        for e in budgets.exceptions if fnmatch(implementation, e.implementation) and e.beyond(defaults)
     ))  # fmt: skip
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .problems import UsageError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -36,6 +38,40 @@ def show(budgets_file: Path | None) -> None:
     _print_entries(out, budgets.default_entries(), own, str(budgets_file))
     _print_exceptions(out, limits.exceptions)
     _print_waivers(out, limits.waivers)
+
+
+@budget.command()
+@click.option("--implementation", default="*", show_default=True, help="Whom it is for: a name or a pattern.")
+@click.option("--cases", type=click.IntRange(40), default=400, show_default=True, help="Of the survey.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=None,
+              help="TOML file. [default: the terminal]")  # fmt: skip
+def derive(implementation: str, cases: int, seed: int, out: Path | None) -> None:
+    """Budgets for a kernel of the flash arrangement, from what its roundings predict: no kernel is run.
+
+    A ratio to standard attention's error per tensor and kind of input, most of them far below the default's 1.1.
+    """
+    from dataclasses import replace
+
+    from ..reports.rows import write_text_atomic
+    from . import budgets
+    from .console import Console
+    from .derive import derived, toml
+    from .pool import prepare
+    from .profiles import PROFILES
+    from .run import command_line
+
+    if '"' in implementation or "\\" in implementation:
+        raise UsageError(f"--implementation {implementation}: a name or a pattern, without quotes and backslashes")
+    prepare("flash", "cpu")
+    with Console().progress() as progress:
+        cells = derived(replace(PROFILES["quick"], survey=cases), seed, progress)
+    text = toml(cells, budgets.load().predictor.margin, implementation, command_line())
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    write_text_atomic(out, text)
+    click.echo(str(out))
 
 
 @budget.command()

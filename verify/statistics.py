@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -77,6 +78,46 @@ def mean_interval(values: Sequence[float], confidence: float) -> Mean:
     half = student_quantile(0.5 + confidence / 2, n - 1) * error
     t = mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
     return Mean(n, mean, mean - half, mean + half, t)
+
+
+def share_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The two-sided interval of a probability after k of n independent cases (Clopper and Pearson 1934).
+
+    Its ends are where the binomial tails P(X >= k) and P(X <= k) are (1 - confidence) / 2.
+    """
+
+    def at_least(k: int, p: float) -> float:  # I_p(k, n - k + 1), Abramowitz and Stegun 26.5.24
+        return float(mpmath.betainc(k, n - k + 1, 0, p, regularized=True))
+
+    def solved(below: Callable[[float], bool]) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if below(middle) else (low, middle)
+        return (low + high) / 2
+
+    tail = (1 - confidence) / 2
+    low = solved(lambda p: at_least(k, p) < tail) if k > 0 else 0.0
+    high = solved(lambda p: at_least(k + 1, p) < 1 - tail) if k < n else 1.0
+    return low, high
+
+
+def dominates(smaller: Sequence[float], larger: Sequence[float], confidence: float = 0.95) -> bool | None:
+    """Whether `smaller` is stochastically smaller in the first order: its distribution function nowhere lies below.
+
+    True when it lies above by more than both bands of Dvoretzky, Kiefer and Wolfowitz somewhere (Massart 1990: half
+    width sqrt(log(2 / alpha) / 2n)) and nowhere below by more; False when it does; None when neither can be told.
+    """
+    n, m = len(smaller), len(larger)
+    if not n or not m:
+        return None
+    band = sum(math.sqrt(math.log(2 / (1 - confidence)) / (2 * k)) for k in (n, m))
+    points = sorted((*smaller, *larger))
+    a, b = sorted(smaller), sorted(larger)
+    ahead = [bisect_right(a, x) / n - bisect_right(b, x) / m for x in points]
+    if min(ahead) < -band:
+        return False
+    return True if max(ahead) > band else None
 
 
 def common_slope(cases: Sequence[tuple[float | None, float | None]]) -> Mean | None:

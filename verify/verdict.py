@@ -6,13 +6,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
-from ..reports.record import Algebra, Answer, Check, Exactness, Finding, Row, Standing, Tensor, Verdict
+from ..reports.record import TENSORS, Algebra, Answer, Check, Exactness, Finding, Row, Standing, Tensor, Verdict
 from ..reports.words import plural
 from .algebra import answer as algebraic_answer
 from .algebra import sentence
 from .budgets import Budgets, beyond_default
 from .comparison import WHY, WORSE, standings
 from .judge import Judgement, known
+from .statistics import dominates, rule_of_three, share_interval
 
 State = Literal["pass", "fail", "nothing-measured"]
 _NAMED = 4
@@ -41,7 +42,7 @@ def verdict_of(
     exactness = Exactness(
         algebraic=algebraic_answer(algebra),
         bitwise=_bitwise(judgement, rows),
-        accuracy=_accuracy(judgement, places, state),
+        accuracy=_accuracy(judgement, places, rows, state),
     )
     return Verdict(
         implementation=implementation, verdict=state,
@@ -63,7 +64,11 @@ def _bitwise(judgement: Judgement, rows: Sequence[Row]) -> Answer:
         return Answer(status="not measured", evidence="No case gave a result.")
     stable = all(c.status == "pass" for c in repeat)
     differing = [c for c in batch if not c.detail.startswith("0 of")]
-    parts = [f"run to run the same bits in all {repeat[0].n} cases" if stable else "not the same bits run to run"]
+    rare = rule_of_three(repeat[0].n)
+    parts = [
+        f"run to run the same bits in all {repeat[0].n} cases (other bits in less than {rare:.1%} at 95 %)"
+        if stable else "not the same bits run to run"
+    ]  # fmt: skip
     if batch:
         parts.append(
             f"batch elements change with their company in {', '.join(f'{c.tensor} ({c.detail})' for c in differing)}"
@@ -72,13 +77,16 @@ def _bitwise(judgement: Judgement, rows: Sequence[Row]) -> Answer:
     stable = stable and bool(shares)
     if shares:
         identical = sum(s == 1.0 for s in shares)
-        parts.append(f"{sum(shares) / len(shares):.0%} of the output's elements have standard attention's bits, "
-                     f"all of them in {identical} of {len(shares)} cases")  # fmt: skip
+        low, high = share_interval(identical, len(shares))
+        parts.append(
+            f"{sum(shares) / len(shares):.0%} of the output's elements have standard attention's bits, all of them in "
+            f"{identical} of {len(shares)} cases ({low:.1%} to {high:.1%} at 95 %)"
+        )
         stable = stable and identical == len(shares)
     return Answer(status="same bits" if stable and not differing else "different bits", evidence=sentence(parts))
 
 
-def _accuracy(judgement: Judgement, places: Sequence[Standing], state: str) -> Answer:
+def _accuracy(judgement: Judgement, places: Sequence[Standing], rows: Sequence[Row], state: str) -> Answer:
     bounds = _of(judgement, "bound")
     if not bounds or state == "nothing-measured":
         return Answer(status="not measured", evidence="No case gave a result.")
@@ -105,11 +113,33 @@ def _accuracy(judgement: Judgement, places: Sequence[Standing], state: str) -> A
             f"RMS error / standard attention's from {best.ratio:.2f} ({best.tensor}, {best.dtype}, {best.regime}) "
             f"to {worst.ratio:.2f} ({worst.tensor}, {worst.dtype}, {worst.regime}) over {len(cells)} cells"
         )
-    parts += [_compared(places)] if places else []
+    parts += [*_distributions(rows), *([_compared(places)] if places else [])]
     said = [f"{c.name} {_VERBS[c.status]} for {c.tensor or 'the call'}: {c.detail}" for c in (*failed, *waived)[:3]]
-    parts.append("; ".join(said) or f"every element within its a priori bound in {max(c.n for c in bounds)} cases")
+    parts.append("; ".join(said) or f"{_within(max(c.n for c in bounds), judgement.counts.survey)}")
     status = "fail" if failed else "waived" if waived else "pass" if state == "pass" else state
     return Answer(status=status, evidence=sentence(parts))
+
+
+def _within(cases: int, survey: int) -> str:
+    rare = f" (at 95 %, less than {rule_of_three(survey):.1%} of such as the survey's are beyond it)" if survey else ""
+    return f"every element within its a priori bound in {cases} cases{rare}"
+
+
+def _distributions(rows: Sequence[Row]) -> list[str]:
+    """In which tensors the survey's errors are stochastically smaller than standard attention's, or are not."""
+    said: dict[bool, list[str]] = defaultdict(list)
+    for tensor in TENSORS:
+        if tensor == "lse":  # standard attention's has fp32 accuracy at times
+            continue
+        own = [r for r in rows if r.phase == "survey" and r.tensor == tensor and r.natural_scale and r.status == "ok"]
+        mine, usual = (
+            known(e / r.natural_scale for r in own if (e := getattr(r, name)) is not None and r.natural_scale)
+            for name in ("kernel_rms", "standard_rms")
+        )
+        if (smaller := dominates(mine, usual)) is not None:
+            said[smaller].append(tensor)
+    parts = [f"smaller in distribution than standard attention's for {', '.join(said[True])}"] if said[True] else []
+    return parts + ([f"not smaller in distribution for {', '.join(said[False])}"] if said[False] else [])
 
 
 def _compared(places: Sequence[Standing]) -> str:

@@ -1,0 +1,101 @@
+"""Budgets from theory: what the roundings of the flash arrangement predict, over what standard attention's predict.
+
+No kernel is run.  A budget so derived says of every cell what a kernel of that arrangement can reach, times the margin
+that a prediction is given; the default budget says only that it must not be worse than standard attention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ..reference import attention, standard
+from ..reference.analysis import analyse
+from ..reference.arrangements import ANY, FLASH, STANDARD
+from ..reports.record import Tensor as TensorName
+from .case import Case
+from .errors import floored_log_ratio, measure, rounded
+from .inputs import build
+from .loading import load
+from .profiles import Profile
+from .regimes import REGIMES
+from .settings import Progress
+from .statistics import mean_interval
+from .survey import survey
+
+_TENSORS: tuple[TensorName, ...] = ("out", "dq", "dk", "dv")
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A cell: the geometric mean over n cases of the predicted RMS error / standard attention's."""
+
+    tensor: TensorName
+    dtype: str
+    regime: str
+    n: int
+    ratio: float
+
+
+def derived(profile: Profile, seed: int, progress: Progress) -> list[Derived]:
+    """The cells of the survey's independent regimes, tensors first."""
+    logs: dict[tuple[TensorName, str, str], list[float]] = defaultdict(list)
+    cases = [c for c in survey(load("flash"), profile, seed) if REGIMES[c.regime].independent and c.M and c.N]
+    for number, case in enumerate(cases, start=1):
+        for tensor, log in _predicted(case):
+            logs[tensor, case.dtype, case.regime].append(log)
+        progress("derive", number, len(cases))
+    return [
+        Derived(tensor, dtype, regime, len(own), math.exp(mean_interval(own, 0.95).mean))
+        for tensor in _TENSORS for (t, dtype, regime), own in sorted(logs.items()) if t == tensor
+    ]  # fmt: skip
+
+
+def _predicted(case: Case) -> Iterator[tuple[TensorName, float]]:
+    """Per tensor, the floored log ratio of what the two arrangements' roundings predict."""
+    x, scale = build(case), case.softmax_scale
+    do = x.do if case.backward else None
+    truth = attention.forward(x.q, x.k, x.v, x.mask, scale)
+    gradients = None if do is None else attention.backward(x.q, x.k, x.v, do, x.mask, scale)
+    if not torch.isfinite(standard.forward(x.q, x.k, x.v, x.mask, scale).o).all():
+        return  # a survey cannot compare with it either
+    known = analyse(x.q, x.k, x.v, do, x.mask, scale, truth, gradients, ANY, (FLASH, STANDARD))
+    flash, usual = known.predicted
+    exact = {"out": truth.o}
+    if gradients is not None:
+        exact |= {"dq": gradients.dq, "dk": gradients.dk, "dv": gradients.dv}
+    for tensor in _TENSORS:
+        scales = getattr(known.scales, tensor)
+        if tensor not in exact or scales is None:
+            continue
+        best = measure(rounded(exact[tensor], x.q.dtype), exact[tensor], x.q.dtype).rms
+        natural = case.unit_roundoff * float(scales.square().mean().sqrt())
+        log = floored_log_ratio(getattr(flash, tensor), getattr(usual, tensor), best, natural)
+        if log is not None:
+            yield tensor, log
+
+
+def toml(cells: list[Derived], margin: float, implementation: str, command: str) -> str:
+    """A file for --budgets: an exception per tensor and regime, the same for all dtypes."""
+    groups: dict[tuple[TensorName, str], list[Derived]] = defaultdict(list)
+    for c in cells:
+        groups[c.tensor, c.regime].append(c)
+    lines = [
+        f"# {command}",
+        "# What the roundings of the flash arrangement predict, over what standard attention's predict,",
+        f"# times {margin:g}.  No kernel was run.",
+        "schema = 1",
+    ]
+    for (tensor, regime), own in groups.items():
+        worst = max(own, key=lambda c: c.ratio)
+        told = ", ".join(f"{c.ratio:.2f} in {c.dtype} (n = {c.n})" for c in own)
+        lines += [
+            "", "[[exception]]", f'implementation = "{implementation}"', f'tensors = ["{tensor}"]',
+            f'regimes = ["{regime}"]', f"ratio_margin = {math.ceil(100 * margin * worst.ratio) / 100:.2f}",
+            f'reason = "derived: roundings predict {told} of standard attention\'s error"',
+        ]  # fmt: skip
+    return "\n".join(lines) + "\n"
