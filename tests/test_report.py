@@ -32,6 +32,7 @@ from flashproof.reports.record import (
     Row,
     Run,
     Share,
+    Standing,
     Verdict,
 )
 from flashproof.reports.summary import github_annotations, summary
@@ -1020,6 +1021,34 @@ def test_annotations_are_few_and_worst_first() -> None:
     assert "21 more failures" in lines[-1]  # 20 findings, and the check that no finding is about
     assert github_annotations(make_run(20)) == []
     assert len(github_annotations(nothing([]))) == 1
+
+
+def test_kinds_of_input_come_worst_first_with_their_intervals() -> None:
+    def standing(regime: str, tensor: Any, ratio: float, status: Any, *, predicted: bool = True) -> Standing:
+        return Standing(
+            regime=regime, tensor=tensor, n=8, ratio=ratio, low=0.9 * ratio, high=1.1 * ratio, status=status, needs=5,
+            predicted=predicted,
+        )  # fmt: skip
+
+    found = (
+        standing("normal", "out", 0.6, "not worse"), standing("normal", "dq", 0.7, "not worse"),
+        standing("offset", "out", 1.0, "not worse"), standing("offset", "dq", 3.0, "worse"),
+        standing("late-spike", "dq", 1.4, "open"), standing("sink", "dq", 2.0, "worse", predicted=False),
+    )  # fmt: skip
+    kinds = overview.kinds(found)
+    assert kinds.columns == ["out", "dq"]
+    assert [kind for kind, _ in kinds.rows] == ["offset", "sink", "late-spike", "normal"]
+    assert kinds.rows[2][1] == [None, found[4]]
+    run = make_run()
+    page = render([replace(run, verdict=run.verdict.model_copy(update={"standings": found}))])
+    table = page.partition('class="heatmap kinds"')[2].partition("</table>")[0]
+    cells = [" ".join(re.sub(r"<[^>]*>", " ", cell).split()) for cell in re.findall(r"<td.*?</td>", table)]
+    assert cells == [
+        "1.00 0.90–1.10", "3.00 ✕ ○ 2.70–3.30", "·", "2.00 ✕ 1.80–2.20", "·", "1.40 ? 1.26–1.54", "0.60 0.54–0.66",
+        "0.70 0.63–0.77",
+    ]  # fmt: skip
+    assert 'title="8 cases; 5 tell it from half as much again"' in table
+    assert "heatmap kinds" not in render([run])
 
 
 # ---------------------------------------------------------------------------------------------- in a browser
