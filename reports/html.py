@@ -83,6 +83,8 @@ def _page(runs: Sequence[Run], budget: _Budget) -> str:
         distributions=distributions,
         ulps=ulps,
         choice=choice,
+        axes=_AXES,
+        regimes=words.order([p.row.regime for p in choice.points if p.row.regime], ("normal",)),
         worst_points=_worst_points(runs, choice),
         cells=cells,
         digits=digits,
@@ -237,6 +239,10 @@ def _site(bar: algebra.Bar) -> list[object]:
     return [name, bar.run, _short(bar.total), parts, int(bar.failed)]
 
 
+#: what errors may be drawn against
+_AXES = ("largest |logit| of a visible key", "number of keys", "number of queries", "head dimension")
+
+
 def _scatter(runs: Sequence[Run], choice: Choice, panels: Sequence[figures.Panel]) -> dict[str, object]:
     """Cases once, and points that refer to them: [case, panel, error kernel, error standard, fails]."""
     numbers: dict[tuple[int, str], int] = {}
@@ -247,7 +253,10 @@ def _scatter(runs: Sequence[Run], choice: Choice, panels: Sequence[figures.Panel
         key = (point.run, row.case_id)
         if key not in numbers:
             numbers[key] = len(cases)
-            cases.append([point.run, words.clip(words.shape(row), 200), _short(row.max_logit), row.case_json])
+            axes = (row.max_logit, row.N, row.M, row.D)  # as `_AXES` has them
+            cases.append(
+                [point.run, words.clip(words.shape(row), 200), row.case_json, row.regime or "", *map(_short, axes)]
+            )
         panel = panels.index((str(row.tensor), str(row.dtype)))
         errors = (words.in_scale(error, row) for error in (row.kernel_rms, row.standard_rms))
         points.append([numbers[key], panel, *map(_short, errors), int(point.failing)])

@@ -130,27 +130,29 @@
     });
   };
 
+  const scatterAxis = document.getElementById("scatter-axis"), scatterRegime = document.getElementById("scatter-regime");
   drawings.scatter = (element) => {
-    const logits = logDomain(data.cases.map((c) => c[2]), 8);
+    const axis = +scatterAxis.value, regime = scatterRegime.value;
+    const along = logDomain(data.cases.map((c) => c[axis]), 8);
     const errors = logDomain(data.points.flatMap((p) => [p[2], p[3]]), 9);
     multiples(element, distinct(data.points.map((p) => p[1])), (panel, width, cell) => {
       const dots = [];
       for (const [number, where, kernel, standard, failing] of data.points) {
-        if (where !== panel) continue;
-        const [run, shape, logit] = data.cases[number];
+        const [run, shape, replay, kind, logit] = data.cases[number];
+        if (where !== panel || (regime && shorten(kind, 40) !== regime)) continue;
         const text = [
           shorten(series[run].label, 30), ...shape.split(" · ").map((part) => shorten(part, 40)),
           `kernel ${format(kernel)}, standard ${format(standard)}`, `largest |logit| ${format(logit)}`,
-          ...(data.cases[number][3] ? ["click to copy its replay command"] : []),
+          ...(replay ? ["click to copy its replay command"] : []),
         ].join("\n");
-        const x = clamp(logit, logits);
+        const x = clamp(data.cases[number][axis], along);
         if (standard !== null) dots.push({ x, y: clamp(standard, errors), s: series[data.implementations.length], number, text });
         dots.push({ x, y: clamp(kernel, errors), s: series[run], number, failing, text });
       }
       const at = { x: "x", y: "y" };
       const figure = plot({
         width, height: 190, marginLeft: 36, marginRight: 10, marginTop: 8, marginBottom: 22,
-        x: logAxis(logits, width < 200 ? 3 : 5), y: logAxis(errors, 5), symbol: { type: "identity" },
+        x: logAxis(along, width < 200 ? 3 : 5), y: logAxis(errors, 5), symbol: { type: "identity" },
         marks: [
           Plot.dot(dots.filter((d) => d.s.kind === "standard"), { ...at, symbol: "times", r: 2.4, stroke: (d) => d.s.colour, strokeWidth: 1.2, strokeOpacity: 0.65 }),
           Plot.dot(dots.filter((d) => d.s.kind === "kernel"), { ...at, r: 2, symbol: (d) => d.s.symbol, fill: (d) => d.s.colour, fillOpacity: 0.65 }),
@@ -161,7 +163,7 @@
       cell.classList.add("clickable");
       figure.addEventListener("click", () => {
         const recipe = figure.value && data.cases[figure.value.number];
-        if (recipe?.[3]) copy(`flashproof replay ${quote(recipe[3])} ${quote(data.implementations[recipe[0]])}`);
+        if (recipe?.[2]) copy(`flashproof replay ${quote(recipe[2])} ${quote(data.implementations[recipe[0]])}`);
       });
       return figure;
     });
@@ -353,6 +355,13 @@
     }
   });
   for (const element of document.querySelectorAll(".drawing")) watch.observe(element);
+  for (const control of [scatterAxis, scatterRegime]) {
+    control?.addEventListener("change", () => {
+      const name = scatterAxis.selectedOptions[0].textContent;
+      document.getElementById("scatter-name").textContent = name[0].toUpperCase() + name.slice(1);
+      draw(document.getElementById("scatter-drawing"));
+    });
+  }
 
   // ------------------------------------------------------------------------------------------------ copying
 

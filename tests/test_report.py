@@ -1156,6 +1156,26 @@ def test_buttons_and_points_copy_replay_commands(opened: Opened) -> None:
     assert trouble == []
 
 
+def test_the_scatter_plot_can_be_drawn_against_sizes_and_of_one_regime(opened: Opened) -> None:
+    page, trouble = opened(render([make_run(40)]))
+    count = "() => document.querySelectorAll('#scatter-drawing [aria-label=dot] > *').length"
+    ticks = "() => document.querySelector('#scatter-drawing svg').textContent"
+    all_of_them, against_logits = page.evaluate(count), page.evaluate(ticks)
+    page.select_option("#scatter-axis", label="number of keys")
+    assert page.locator("#scatter-name").inner_text() == "Number of keys"
+    assert page.evaluate(ticks) != against_logits
+    assert page.evaluate(count) == all_of_them
+    regimes = page.locator("#scatter-regime option").all_inner_texts()
+    counts = []
+    for regime in regimes[1:]:
+        page.select_option("#scatter-regime", label=regime)
+        counts.append(page.evaluate(count))
+    assert len(counts) > 1
+    assert all(counts)
+    assert sum(counts) == all_of_them
+    assert trouble == []
+
+
 def test_tables_need_no_script(opened: Opened) -> None:
     page, trouble = opened(render([with_algebra(make_run(), EQUAL)]), java_script_enabled=False)
     assert page.locator("table").count() >= 10
@@ -1165,5 +1185,6 @@ def test_tables_need_no_script(opened: Opened) -> None:
     assert page.locator("#sites table").is_visible()
     assert page.locator("#exact table").first.is_visible()
     assert page.locator("noscript .warning").is_visible()
+    assert not page.locator(".controls").first.is_visible()
     assert not page.locator(".copy").first.is_visible()
     assert trouble == []
