@@ -240,7 +240,7 @@ def _site(bar: algebra.Bar) -> list[object]:
 
 
 #: what errors may be drawn against
-_AXES = ("largest |logit| of a visible key", "number of keys", "number of queries", "head dimension")
+_AXES = ("largest |logit|", "number of keys", "number of queries", "head dimension")
 
 
 def _scatter(runs: Sequence[Run], choice: Choice, panels: Sequence[figures.Panel]) -> dict[str, object]:

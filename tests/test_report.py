@@ -1047,7 +1047,7 @@ def test_kinds_of_input_come_worst_first_with_their_intervals() -> None:
         "1.00 0.90–1.10", "3.00 ✕ ○ 2.70–3.30", "·", "2.00 ✕ 1.80–2.20", "·", "1.40 ? 1.26–1.54", "0.60 0.54–0.66",
         "0.70 0.63–0.77",
     ]  # fmt: skip
-    assert 'title="8 cases; 5 tell it from half as much again"' in table
+    assert 'title="8 cases; 5 tell it from 1.5"' in table
     assert "heatmap kinds" not in render([run])
 
 

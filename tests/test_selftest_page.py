@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from flashproof.reports.kills import CleanResult, Kill, MutantResult, PeerRule, Phase, SelfTest
+from flashproof.reports.kills import CleanResult, Fit, Kill, MutantResult, PeerRule, Phase, SelfTest
 from flashproof.reports.selftest_page import MAX_BYTES, render
 from flashproof.reports.selftest_summary import checks_table, markdown, peers_table
+from flashproof.reports.tallies import theory
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -184,14 +185,15 @@ def test_without_peers_there_is_no_such_section() -> None:
 
 def test_clean_kernels_have_their_bound() -> None:
     page = outline(selftest())
-    assert row(page, "Clean kernels", "flash")[1:4] == ["1 000", "0.003", "none"]
-    assert row(page, "Clean kernels", "variant")[1:] == ["500", "0.006", "none", "Another.", "empty rows"]
+    assert row(page, "Clean kernels and their alarms", "flash")[1:4] == ["1 000", "0.003", "none"]
+    other = row(page, "Clean kernels and their alarms", "variant")
+    assert other[1:] == ["500", "0.006", "none", "Another.", "empty rows"]
     flagged = CLEAN[0].model_copy(update={"alarms": ("ratio of dq: 1.2",)})
     page = outline(selftest(clean=(flagged, CLEAN[1])))
     assert "1 clean kernel flagged" in page.text
     assert "1 of 2 clean kernels flagged in 1 500 cases." in page.text
     assert "per case at 95 %." not in page.text[: page.text.index("Mutants killed")]
-    assert row(page, "Clean kernels", "flash")[2:4] == ["–", "flagged ratio of dq: 1.2"]
+    assert row(page, "Clean kernels and their alarms", "flash")[2:4] == ["–", "flagged ratio of dq: 1.2"]
     assert "no clean kernel was tried." in outline(selftest(clean=())).text
 
 
@@ -320,6 +322,32 @@ def test_nothing_overflows_or_is_asked_for(opened: Opened, width: int, scheme: s
     assert head["y"] == pytest.approx(frame["y"], abs=2)
     assert page.title() == "flashproof selftest"
     assert trouble == []
+
+
+def test_theory_is_told_with_what_broke_a_bound() -> None:
+    def fit(tensor: str, beyond: int, slack: float | None, ratio: float | None) -> Fit:
+        return Fit(
+            tensor=tensor, dtype="bf16", cases=50, beyond=beyond, nearest=1.25 if beyond else 0.5, slack=slack,
+            predicted=9 if ratio else 0, ratio=ratio, low=0.8 if ratio else None, high=1.1 if ratio else None,
+            largest=1.5 if ratio else None,
+        )  # fmt: skip
+
+    clean = (
+        CleanResult(
+            name="flash", what="", cases=50, alarms=(), fits=(fit("out", 0, 12.0, 0.95), fit("lse", 0, None, None))
+        ),
+        CleanResult(name="other", what="", cases=50, alarms=(), fits=(fit("out", 2, 18.0, 0.5),)),
+    )
+    found = theory(selftest().model_copy(update={"clean": clean}))
+    assert [(t.tensor, t.cases, t.beyond, t.nearest, t.slack) for t in found] == [
+        ("out", 100, 2, 1.25, (12.0, 18.0)), ("lse", 50, 0, 0.5, None),
+    ]  # fmt: skip
+    assert found[0].predicted == clean[0].fits[0]
+    assert found[1].predicted is None
+    page = outline(selftest().model_copy(update={"clean": clean}))
+    assert row(page, "Bounds and predictions", "out")[2:] == [
+        "100", "2", "1.25", "12 to 18", "9", "0.95", "0.80 to 1.10", "1.50",
+    ]  # fmt: skip
 
 
 def test_an_accessibility_audit_is_clean(opened: Opened, audited: Callable[[Page], list[str]]) -> None:

@@ -23,7 +23,7 @@ def case_checks(rows: Sequence[Row], budgets: Budgets, implementation: str, waiv
     lost = [r for r in rows if r.status not in ("ok", "unsupported")]
     without = {r.case_id for r in lost}
     statuses = Counter(r.status for r in rows if r.case_id in without)
-    detail = ", ".join(f"{n} {s}" for s, n in statuses.items()) or none_in(len(tried))
+    detail = ", ".join(f"{n} {s}" for s, n in statuses.items()) or none_in(len(tried), _surveyed(rows))
     checks.append(_judged("returns", None, lost, len(tried), detail, waivers))
     by_tensor: dict[str, list[Row]] = defaultdict(list)
     for r in rows:
@@ -37,7 +37,7 @@ def case_checks(rows: Sequence[Row], budgets: Budgets, implementation: str, waiv
     ]
     outs = by_tensor["out"]
     changed = [r for r in outs if "inputs-unchanged" in failed_in(r)]
-    checks.append(_judged("inputs-unchanged", None, changed, len(outs), _some_in(changed, len(outs)), waivers))
+    checks.append(_judged("inputs-unchanged", None, changed, len(outs), _some_in(changed, outs), waivers))
     return checks
 
 
@@ -59,7 +59,7 @@ def _tensor_check(
         detail = f"largest error / bound {worst.bound_ratio:.3g}; beyond {limit:g} in {len(over)} of {len(asked)} cases"
         return _judged(name, tensor, over, len(asked), detail, waivers)
     hit = [r for r in asked if name in failed_in(r)]
-    detail = _some_in(hit, len(asked))
+    detail = _some_in(hit, asked)
     reported = {"repeat": budgets.invariance.repeat, "batch-invariance": budgets.invariance.batch}.get(name) == "report"
     return _judged(name, tensor, [] if reported else hit, len(asked), detail, waivers)
 
@@ -95,10 +95,17 @@ def check(name: str, tensor: TensorName | None, failed: bool, n: int, detail: st
     )
 
 
-def none_in(n: int) -> str:
-    """No failure in n cases, in words."""
-    return f"0 of {n} cases; probability below {rule_of_three(n):.2g} at 95 %" if n else "no cases"
+def none_in(n: int, surveyed: int) -> str:
+    """No failure in n cases, in words; only the independent ones, which were surveyed, say how probable one is."""
+    if not n:
+        return "no cases"
+    rare = f"; probability in the survey below {rule_of_three(surveyed):.2g} at 95 %" if surveyed else ""
+    return f"0 of {n} cases{rare}"
 
 
-def _some_in(hit: Sequence[Row], n: int) -> str:
-    return f"{len(hit)} of {n} cases" if hit else none_in(n)
+def _surveyed(rows: Sequence[Row]) -> int:
+    return len({r.case_id for r in rows if r.phase == "survey" and r.status != "unsupported"})
+
+
+def _some_in(hit: Sequence[Row], asked: Sequence[Row]) -> str:
+    return f"{len(hit)} of {len(asked)} cases" if hit else none_in(len(asked), _surveyed(asked))

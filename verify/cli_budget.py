@@ -66,7 +66,7 @@ def derive(implementation: str, cases: int, seed: int, out: Path | None) -> None
     prepare("flash", "cpu")
     with Console().progress() as progress:
         cells = derived(replace(PROFILES["quick"], survey=cases), seed, progress)
-    text = toml(cells, budgets.load().predictor.margin, implementation, command_line())
+    text = toml(cells, budgets.load(), implementation, command_line())
     if out is None:
         click.echo(text, nl=False)
         return

@@ -3,7 +3,8 @@
 The survey's cells gate, and answer for inputs whose entries are independent.  Here every regime is asked, those too
 that are built to break kernels, and nothing fails: where the roundings that flash cannot do without make it so, being
 worse is no fault, but a verdict must say so.  Cases are plain, so that little but the regime makes them differ, and
-asked in stages: a few of every regime, and ever more of those that these leave open.
+asked in stages: a few of every regime, and ever more of those that these leave open.  An interval holds for all the
+times that it is looked at (Bonferroni), and a regime is worse only if it still is among all the questions (Holm 1979).
 """
 
 from __future__ import annotations
@@ -11,28 +12,29 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
 
 from ..reports.record import Row, Standing
 from ..reports.record import Tensor as TensorName
 from .case import Case
 from .draws import Draws
 from .implementation import Implementation
+from .judge import known
 from .plain import plain_case
 from .profiles import Profile
 from .regimes import REGIMES
-from .statistics import Mean, mean_interval, student_quantile
+from .statistics import Mean, holm, mean_interval, p_above, student_quantile
 from .survey import simplified
 
 PHASE = "comparison"
 #: half as much error again: less depends on the sizes of a problem, and on which cases were drawn
 WORSE = 1.5
 CONFIDENCE = 0.99
+_LOOKS = 3  # see `stages`
+_LEVEL = 1 - (1 - CONFIDENCE) / _LOOKS
 _PREDICTED = 1.3  # times what roundings predict: beyond it, they do not explain an error
-#: what makes flash attention worse where it is; tests/test_comparison.py takes the cause away, and the effect goes
-WHY: dict[TensorName, str] = {
-    "dq": "delta is formed from the rounded output, and its error, common to a row of dS, multiplies what keys share",
-}
+#: what makes flash attention worse where it is: delta's error is common to a row of dS, and multiplies what keys share;
+#: tests/test_comparison.py takes the cause away, and the effect goes
+WHY: dict[TensorName, str] = {"dq": "as is usual where delta is formed from the rounded output"}
 _TENSORS: tuple[TensorName, ...] = ("out", "dq", "dk", "dv")
 
 
@@ -59,20 +61,25 @@ def standings(rows: Iterable[Row]) -> list[Standing]:
     for r in rows:
         if r.phase == PHASE and r.tensor in _TENSORS and r.log_ratio is not None:
             groups[str(r.regime), r.tensor].append(r)
-    found = []
-    for regime in REGIMES:
-        for tensor in _TENSORS:
-            group = groups.get((regime, tensor), [])
-            ratios = mean_interval([r.log_ratio for r in group if r.log_ratio is not None], CONFIDENCE)
-            if ratios.n < 2:
-                continue
-            found.append(
-                Standing(
-                    regime=regime, tensor=tensor, n=ratios.n, ratio=_exp(ratios.mean), low=_exp(ratios.low),
-                    high=_exp(ratios.high), status=_status(ratios), needs=_needs(ratios), predicted=_predicted(group),
-                )
-            )  # fmt: skip
-    return found
+    asked = [
+        (regime, tensor, group)
+        for regime in REGIMES for tensor in _TENSORS if len(group := groups.get((regime, tensor), [])) > 1
+    ]  # fmt: skip
+    # among so many questions, some would look worse by chance
+    doubts = holm([p_above(known(r.log_ratio for r in group), math.log(WORSE)) for _, _, group in asked])
+    return [
+        _standing(regime, tensor, group, sure=doubt <= (1 - CONFIDENCE) / 2)
+        for (regime, tensor, group), doubt in zip(asked, doubts, strict=True)
+    ]
+
+
+def _standing(regime: str, tensor: TensorName, group: Sequence[Row], *, sure: bool) -> Standing:
+    ratios = mean_interval(known(r.log_ratio for r in group), _LEVEL)
+    return Standing(
+        regime=regime, tensor=tensor, n=ratios.n, ratio=_exp(ratios.mean), low=_exp(ratios.low),
+        high=_exp(ratios.high), needs=_needs(ratios), predicted=_predicted(group),
+        status="worse" if sure else "not worse" if ratios.high < math.log(WORSE) else "open",
+    )  # fmt: skip
 
 
 def still_open(rows: Sequence[Row]) -> list[str]:
@@ -80,19 +87,14 @@ def still_open(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(s.regime for s in standings(rows) if s.status == "open"))
 
 
-def _status(ratios: Mean) -> Literal["worse", "not worse", "open"]:
-    threshold = math.log(WORSE)
-    return "worse" if ratios.low > threshold else "not worse" if ratios.high < threshold else "open"
-
-
 def _needs(ratios: Mean) -> int | None:
     """How many cases it takes until the interval leaves the threshold out, by their spread: (t s / distance)^2."""
-    deviation = (ratios.high - ratios.mean) / student_quantile(0.5 + CONFIDENCE / 2, ratios.n - 1) * math.sqrt(ratios.n)
+    deviation = (ratios.high - ratios.mean) / student_quantile(0.5 + _LEVEL / 2, ratios.n - 1) * math.sqrt(ratios.n)
     distance = abs(ratios.mean - math.log(WORSE))
     if distance == 0:
         return None
     n = 2
-    while n < 10**6 and n < (student_quantile(0.5 + CONFIDENCE / 2, n - 1) * deviation / distance) ** 2:
+    while n < 10**6 and n < (student_quantile(0.5 + _LEVEL / 2, n - 1) * deviation / distance) ** 2:
         n += max(1, n // 8)
     return n
 
@@ -100,7 +102,7 @@ def _needs(ratios: Mean) -> int | None:
 def _predicted(group: Sequence[Row]) -> bool:
     """Whether roundings of an arrangement that the kernel may have explain its error."""
     logs = [math.log(r.envelope_ratio) for r in group if r.envelope_ratio and math.isfinite(r.envelope_ratio)]
-    return bool(logs) and mean_interval(logs, CONFIDENCE).low <= math.log(_PREDICTED)
+    return len(logs) > 1 and mean_interval(logs, _LEVEL).high <= math.log(_PREDICTED)
 
 
 def _exp(x: float) -> float:

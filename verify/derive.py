@@ -6,6 +6,7 @@ that a prediction is given; the default budget says only that it must not be wor
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from ..reference import attention, standard
 from ..reference.analysis import analyse
 from ..reference.arrangements import ANY, FLASH, STANDARD
 from ..reports.record import Tensor as TensorName
+from .budgets import Budgets
 from .case import Case
 from .errors import floored_log_ratio, measure, rounded
 from .inputs import build
@@ -79,10 +81,14 @@ def _predicted(case: Case) -> Iterator[tuple[TensorName, float]]:
             yield tensor, log
 
 
-def toml(cells: list[Derived], margin: float, implementation: str, command: str) -> str:
-    """A file for --budgets: an exception per tensor and regime, the same for all dtypes."""
+def toml(cells: list[Derived], budgets: Budgets, implementation: str, command: str) -> str:
+    """A file for --budgets: an exception per tensor and regime, the same for the dtypes that have cases enough.
+
+    None is looser than the default: what predictions leave open, being no worse than standard attention answers.
+    """
+    margin, usual = budgets.predictor.margin, budgets.ratio.margin
     groups: dict[tuple[TensorName, str], list[Derived]] = defaultdict(list)
-    for c in cells:
+    for c in (c for c in cells if c.n >= budgets.ratio.min_cases):
         groups[c.tensor, c.regime].append(c)
     lines = [
         f"# {command}",
@@ -91,11 +97,13 @@ def toml(cells: list[Derived], margin: float, implementation: str, command: str)
         "schema = 1",
     ]
     for (tensor, regime), own in groups.items():
-        worst = max(own, key=lambda c: c.ratio)
+        limit = math.ceil(100 * margin * max(c.ratio for c in own)) / 100
+        if limit >= usual:
+            continue
         told = ", ".join(f"{c.ratio:.2f} in {c.dtype} (n = {c.n})" for c in own)
         lines += [
             "", "[[exception]]", f'implementation = "{implementation}"', f'tensors = ["{tensor}"]',
-            f'regimes = ["{regime}"]', f"ratio_margin = {math.ceil(100 * margin * worst.ratio) / 100:.2f}",
+            f"dtypes = {json.dumps([c.dtype for c in own])}", f'regimes = ["{regime}"]', f"ratio_margin = {limit:.2f}",
             f'reason = "derived: roundings predict {told} of standard attention\'s error"',
         ]  # fmt: skip
     return "\n".join(lines) + "\n"

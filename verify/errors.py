@@ -16,7 +16,8 @@ from torch import Tensor
 _PRECISION = {torch.float16: (11, -14), torch.bfloat16: (8, -126), torch.float32: (24, -126)}
 _CLIP = 2.0  # ulp: a signed error beyond this says nothing about rounding
 _SPREAD = 1024
-_FLOOR = 0.05  # of u times the natural scale: below this, two errors are equally good
+#: of u times the natural scale: below this, two errors are equally good
+NEGLIGIBLE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def floored_log_ratio(kernel_rms: float, standard_rms: float, rounded_rms: float
     """
     if not math.isfinite(standard_rms) or not math.isfinite(kernel_rms):
         return None
-    floor = max(rounded_rms, _FLOOR * natural_scale)
+    floor = max(rounded_rms, NEGLIGIBLE * natural_scale)
     top, bottom = kernel_rms**2 + floor**2, standard_rms**2 + floor**2
     return 0.0 if top == bottom else 0.5 * math.log(top / bottom) if bottom > 0 else None
 

@@ -129,6 +129,8 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
         for number, finding in enumerate(findings, start=1):
             write_finding(out / "findings", number, finding, implementation, stores_scores=bool(pool.stores))
         missing = [*not_covered(implementation, settings.profile), *left_out]
+        if settings.device == "cpu" and algebra is not None and algebra.comparisons:
+            missing.append(_INTERPRETED)
         judgement = judge(rows, settings.budgets, settings.spec, missing, algebra)
         seconds = time.perf_counter() - start
         verdict = verdict_of(judgement, findings, settings.spec, settings.budgets, rows, seconds, algebra)
@@ -172,6 +174,12 @@ def _stores_scores(pool: Pool) -> bool:
         return pool.call(stores_scores)
     except LostError:
         return True
+
+
+_INTERPRETED = (
+    "compiled Triton kernels, which were interpreted: a GPU's tensor cores, its approximate exponential and the order "
+    "of its atomics"
+)
 
 
 def _remove_shards(out: Path) -> None:

@@ -103,15 +103,15 @@ def share_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, flo
 
 
 def dominates(smaller: Sequence[float], larger: Sequence[float], confidence: float = 0.95) -> bool | None:
-    """Whether `smaller` is stochastically smaller in the first order: its distribution function nowhere lies below.
+    """Whether the distribution function of `smaller` is surely ahead of that of `larger` somewhere, and nowhere behind.
 
-    True when it lies above by more than both bands of Dvoretzky, Kiefer and Wolfowitz somewhere (Massart 1990: half
-    width sqrt(log(2 / alpha) / 2n)) and nowhere below by more; False when it does; None when neither can be told.
+    Surely: by more than both bands of Dvoretzky, Kiefer and Wolfowitz together (Massart 1990: half width
+    sqrt(log(2 / alpha) / 2n), each at half of alpha).  False when it is surely behind; None when neither can be told.
     """
     n, m = len(smaller), len(larger)
     if not n or not m:
         return None
-    band = sum(math.sqrt(math.log(2 / (1 - confidence)) / (2 * k)) for k in (n, m))
+    band = sum(math.sqrt(math.log(4 / (1 - confidence)) / (2 * k)) for k in (n, m))
     points = sorted((*smaller, *larger))
     a, b = sorted(smaller), sorted(larger)
     ahead = [bisect_right(a, x) / n - bisect_right(b, x) / m for x in points]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
@@ -12,6 +13,7 @@ from .algebra import answer as algebraic_answer
 from .algebra import sentence
 from .budgets import Budgets, beyond_default
 from .comparison import WHY, WORSE, standings
+from .errors import NEGLIGIBLE
 from .judge import Judgement, known
 from .statistics import dominates, rule_of_three, share_interval
 
@@ -46,7 +48,8 @@ def verdict_of(
     )
     return Verdict(
         implementation=implementation, verdict=state,
-        sentence=_sentence(judgement, places, implementation, state, exactness), exactness=exactness,
+        sentence=_sentence(judgement, places, implementation, state, exactness, budgets.bias.max_ulp),
+        exactness=exactness,
         checks=judgement.checks, findings=tuple(findings), cells=judgement.cells, standings=tuple(places),
         not_covered=judgement.not_covered, waived=judgement.waived, allowed=beyond_default(budgets, implementation),
         counts=counts, algebra=algebra, seconds=round(seconds, 2),
@@ -79,8 +82,8 @@ def _bitwise(judgement: Judgement, rows: Sequence[Row]) -> Answer:
         identical = sum(s == 1.0 for s in shares)
         low, high = share_interval(identical, len(shares))
         parts.append(
-            f"{sum(shares) / len(shares):.0%} of the output's elements have standard attention's bits, all of them in "
-            f"{identical} of {len(shares)} cases ({low:.1%} to {high:.1%} at 95 %)"
+            f"in a case on average {sum(shares) / len(shares):.0%} of the output's elements have standard attention's "
+            f"bits, all of them in {identical} of {len(shares)} cases ({low:.1%} to {high:.1%} at 95 %)"
         )
         stable = stable and identical == len(shares)
     return Answer(status="same bits" if stable and not differing else "different bits", evidence=sentence(parts))
@@ -106,54 +109,62 @@ def _accuracy(judgement: Judgement, places: Sequence[Standing], rows: Sequence[R
     asked = [c for name in names for c in _of(judgement, name)]
     failed, waived = ([c for c in asked if c.status == status] for status in ("fail", "waived"))
     cells = [c for c in judgement.cells if c.tensor != "lse" and c.ratio]
-    parts = []
+    said = [f"{c.name} {_VERBS[c.status]} for {c.tensor or 'the call'}: {c.detail}" for c in (*failed, *waived)[:3]]
+    parts = ["; ".join(said) or _within(max(c.n for c in bounds), judgement.counts.survey)]
     if cells:
         best, worst = min(cells, key=lambda c: c.ratio or 0), max(cells, key=lambda c: c.ratio or 0)
         parts.append(
-            f"RMS error / standard attention's from {best.ratio:.2f} ({best.tensor}, {best.dtype}, {best.regime}) "
-            f"to {worst.ratio:.2f} ({worst.tensor}, {worst.dtype}, {worst.regime}) over {len(cells)} cells"
+            f"RMS error {best.ratio:.2f} ({best.tensor}, {best.dtype}, {best.regime}) to {worst.ratio:.2f} "
+            f"({worst.tensor}, {worst.dtype}, {worst.regime}) times standard attention's in {len(cells)} cells"
         )
     parts += [*_distributions(rows), *([_compared(places)] if places else [])]
-    said = [f"{c.name} {_VERBS[c.status]} for {c.tensor or 'the call'}: {c.detail}" for c in (*failed, *waived)[:3]]
-    parts.append("; ".join(said) or f"{_within(max(c.n for c in bounds), judgement.counts.survey)}")
     status = "fail" if failed else "waived" if waived else "pass" if state == "pass" else state
     return Answer(status=status, evidence=sentence(parts))
 
 
 def _within(cases: int, survey: int) -> str:
-    rare = f" (at 95 %, less than {rule_of_three(survey):.1%} of such as the survey's are beyond it)" if survey else ""
+    rare = f" (beyond it in less than {rule_of_three(survey):.1%} of the survey's kind, at 95 %)" if survey else ""
     return f"every element within its a priori bound in {cases} cases{rare}"
 
 
 def _distributions(rows: Sequence[Row]) -> list[str]:
-    """In which tensors the survey's errors are stochastically smaller than standard attention's, or are not."""
+    """For which tensors the distribution of the survey's errors is ahead of standard attention's, and for which behind.
+
+    Errors that are both negligible, and where neither is finite, are no difference.
+    """
     said: dict[bool, list[str]] = defaultdict(list)
     for tensor in TENSORS:
         if tensor == "lse":  # standard attention's has fp32 accuracy at times
             continue
         own = [r for r in rows if r.phase == "survey" and r.tensor == tensor and r.natural_scale and r.status == "ok"]
-        mine, usual = (
-            known(e / r.natural_scale for r in own if (e := getattr(r, name)) is not None and r.natural_scale)
-            for name in ("kernel_rms", "standard_rms")
-        )
+        mine, usual = ([_in_scale(getattr(r, name), r) for r in own] for name in ("kernel_rms", "standard_rms"))
         if (smaller := dominates(mine, usual)) is not None:
             said[smaller].append(tensor)
-    parts = [f"smaller in distribution than standard attention's for {', '.join(said[True])}"] if said[True] else []
-    return parts + ([f"not smaller in distribution for {', '.join(said[False])}"] if said[False] else [])
+    parts = []
+    if said[True]:
+        parts.append(f"its distribution ahead of that for {', '.join(said[True])}")
+    if said[False]:
+        parts.append(f"its distribution somewhere behind it for {', '.join(said[False])}")
+    return parts
+
+
+def _in_scale(error: float | None, row: Row) -> float:
+    scale = row.natural_scale or math.inf
+    return math.inf if error is None or not math.isfinite(error) else max(error / scale, NEGLIGIBLE)
 
 
 def _compared(places: Sequence[Standing]) -> str:
-    """Where the error is surely half as much again as standard attention's, with n, intervals and the reason."""
+    """Where the error is surely more than WORSE times standard attention's, with n, intervals and the reason."""
     kinds = len({s.regime for s in places})
-    said = f"by kind of input ({kinds} kinds, {_span([s.n for s in places])} plain cases each) "
+    said = f"on {kinds} kinds of input (n = {_span([s.n for s in places])}) "
     worse = sorted((s for s in places if s.status == "worse"), key=lambda s: -s.ratio)
     if not worse:
-        said += f"in none surely more than {WORSE:g} times"
+        said += f"nowhere surely more than {WORSE:g} times"
     for tensor, group in _by_tensor(worse).items():
         which = ", ".join(f"{s.regime} {s.ratio:.2f} [{s.low:.2f}, {s.high:.2f}] (n = {s.n})" for s in group[:_NAMED])
         more = f" and {len(group) - _NAMED} more" if len(group) > _NAMED else ""
-        reason = f" ({WHY[tensor]})" if tensor in WHY and all(s.predicted for s in group) else ""
-        said += f"more than {WORSE:g} times for {tensor} on {which}{more}{reason}, "
+        reason = f", {WHY[tensor]}" if tensor in WHY and all(s.predicted for s in group) else ""
+        said += f"surely more than {WORSE:g} times for {tensor} on {which}{more}{reason}, "
     still = [f"{s.tensor} on {s.regime}" for s in places if s.status == "open"]
     return said.rstrip(", ") + (f"; open for {', '.join(still[:_NAMED])}" if still else "")
 
@@ -170,8 +181,9 @@ def _by_tensor(places: Sequence[Standing]) -> dict[Tensor, list[Standing]]:
 
 
 def _sentence(
-    judgement: Judgement, places: Sequence[Standing], implementation: str, state: str, exactness: Exactness
-) -> str:
+    judgement: Judgement, places: Sequence[Standing], implementation: str, state: str, exactness: Exactness,
+    limit: float,
+) -> str:  # fmt: skip
     """No figure in a pass depends on what was drawn: the same kernel gets the same sentence, whatever the seed."""
     counts = judgement.counts
     cases = counts.survey + counts.comparison + counts.hunt
@@ -186,7 +198,7 @@ def _sentence(
         which = ", ".join(f"{name} ({', '.join(t)})" for name, t in tensors.items())
         return f"{implementation} fails: {which}, over {cases} cases.{but}"
     claims = ["within their a priori bounds"]
-    claims += ["without bias"] if _of(judgement, "bias") else []
+    claims += [f"without bias beyond {limit:g} ulp"] if _of(judgement, "bias") else []
     claims += [f"and {_where_worse(places)}"] if places else []
     bits = "equals" if exactness.bitwise.status == "same bits" else "differs from"
     algebra = {"equal": "its algebra is attention's, exactly; ", "nearly equal": "its algebra is nearly attention's; "}
@@ -195,7 +207,7 @@ def _sentence(
     if needed:
         return f"{implementation} passes, but for what is waived: {needed}. Nothing else fails in {cases} cases.{but}"
     return (
-        f"{implementation} is as accurate as attention can be expected to be: its errors are {', '.join(claims)}; "
+        f"{implementation} is as accurate as its roundings allow: its errors are {', '.join(claims)}; "
         f"{said}bit for bit it {bits} standard attention.{but}"
     )
 
@@ -203,10 +215,10 @@ def _sentence(
 def _where_worse(places: Sequence[Standing]) -> str:
     worse = [s for s in places if s.status == "worse"]
     if not worse:
-        return "nowhere half as much again as standard attention's"
+        return f"on no kind of input surely more than {WORSE:g} times standard attention's"
     which = "; ".join(f"{tensor} on {_names(group)} inputs" for tensor, group in _by_tensor(worse).items())
     expected = ", as its roundings predict" if all(s.predicted for s in worse) else ""
-    return f"less than half as much again as standard attention's, except in {which}{expected}"
+    return f"surely more than {WORSE:g} times standard attention's only in {which}{expected}"
 
 
 def _names(places: Sequence[Standing]) -> str:
