@@ -70,6 +70,8 @@ _NAMED = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-in
 Number = Annotated[float, BeforeValidator(lambda x: _NAMED.get(x, x) if isinstance(x, str) else x)]
 Tensor = Literal["out", "lse", "dq", "dk", "dv"]
 TENSORS: tuple[Tensor, ...] = get_args(Tensor)
+#: the tensors in the inputs' dtype: the LSE is fp32 whatever they are
+IN_DTYPE: tuple[Tensor, ...] = tuple(t for t in TENSORS if t != "lse")
 Recipe = dict[str, JsonValue]
 
 

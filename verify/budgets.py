@@ -107,16 +107,21 @@ class Allowance(_Strict):
     accumulators_max_part: float | None = Field(default=None, gt=0, le=1)
     drift_margin: float | None = Field(default=None, ge=1)
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """What it sets: section_key of the budgets, and the value."""
+        scope = {"implementation", "reason", "tensors", "dtypes", "regimes"}
+        return self.model_dump(exclude_none=True, exclude=scope)
+
     def beyond(self, defaults: dict[str, Any]) -> bool:
         """Whether it allows more than the default budgets: one may also be stricter for some cells."""
-        entries = ((name.partition("_"), getattr(self, name)) for name in type(self).model_fields if "_m" in name)
-        return any(value is not None and value > defaults[section][key] for (section, _, key), value in entries)
+        entries = ((name.partition("_"), value) for name, value in self.limits.items())
+        return any(_looser(value, defaults[section][key]) for (section, _, key), value in entries)
 
     def __str__(self) -> str:
         """What it sets, for what."""
-        stated = self.model_dump(exclude_none=True, exclude={"implementation", "reason"})
-        scope = [" or ".join(value) for value in stated.values() if isinstance(value, tuple)]
-        limits = [f"{key} = {value:g}" for key, value in stated.items() if not isinstance(value, tuple)]
+        limits = [f"{name} = {value:g}" for name, value in self.limits.items()]
+        scope = [" or ".join(names) for names in (self.tensors, self.dtypes, self.regimes) if names is not None]
         return f"{', '.join(limits)} for {', '.join([*scope, self.implementation])}"
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .cli_gate import budgets_option
 from .problems import UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def budget() -> None:
 
 
 @budget.command()
-@click.option("--budgets", "budgets_file", type=_folder, default=None, help="TOML file that overrides the defaults.")
+@budgets_option
 def show(budgets_file: Path | None) -> None:
     """Every entry with where it comes from, then exceptions and waivers."""
     from . import budgets

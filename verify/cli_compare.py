@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .cli_folder import made, writing
+from .cli_gate import budgets_option
 from .github import tell
 from .problems import FAIL, PASS, InterruptedRunError, NothingError
 
@@ -23,7 +24,7 @@ _folder = click.Path(path_type=Path)
 @click.command()
 @click.argument("base_folder", metavar="BASE", type=_folder)
 @click.argument("head_folder", metavar="HEAD", type=_folder)
-@click.option("--budgets", "budgets_file", type=_folder, default=None, help="TOML file that overrides the budgets.")
+@budgets_option
 @click.option("--out", type=_folder, default=None, help="Folder for compare.json and compare.md.")
 def compare(base_folder: Path, head_folder: Path, budgets_file: Path | None, out: Path | None) -> None:
     """Two recorded runs, paired by case: is HEAD less accurate than BASE, or does it fail what BASE passes?

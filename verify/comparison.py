@@ -13,16 +13,16 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from ..reports.record import Row, Standing
+from ..reports.record import IN_DTYPE, Row, Standing
 from ..reports.record import Tensor as TensorName
 from .case import Case
 from .draws import Draws
 from .implementation import Implementation
-from .judge import known
+from .judge import known, logs
 from .plain import plain_case
 from .profiles import Profile
 from .regimes import REGIMES
-from .statistics import Mean, holm, mean_interval, p_above, student_quantile
+from .statistics import Mean, bounded_exp, holm, mean_interval, p_above, student_quantile
 from .survey import simplified
 
 PHASE = "comparison"
@@ -35,7 +35,6 @@ _PREDICTED = 1.3  # times what roundings predict: beyond it, they do not explain
 #: what makes flash attention worse where it is: delta's error is common to a row of dS, and multiplies what keys share;
 #: tests/test_comparison.py takes the cause away, and the effect goes
 WHY: dict[TensorName, str] = {"dq": "as is usual where delta is formed from the rounded output"}
-_TENSORS: tuple[TensorName, ...] = ("out", "dq", "dk", "dv")
 
 
 def stages(profile: Profile) -> tuple[range, ...]:
@@ -59,11 +58,11 @@ def standings(rows: Iterable[Row]) -> list[Standing]:
     """Per regime and tensor, how the error compares with standard attention's, all dtypes together."""
     groups: dict[tuple[str, TensorName], list[Row]] = defaultdict(list)
     for r in rows:
-        if r.phase == PHASE and r.tensor in _TENSORS and r.log_ratio is not None:
+        if r.phase == PHASE and r.tensor in IN_DTYPE and r.log_ratio is not None:
             groups[str(r.regime), r.tensor].append(r)
     asked = [
         (regime, tensor, group)
-        for regime in REGIMES for tensor in _TENSORS if len(group := groups.get((regime, tensor), [])) > 1
+        for regime in REGIMES for tensor in IN_DTYPE if len(group := groups.get((regime, tensor), [])) > 1
     ]  # fmt: skip
     # among so many questions, some would look worse by chance
     doubts = holm([p_above(known(r.log_ratio for r in group), math.log(WORSE)) for _, _, group in asked])
@@ -76,8 +75,8 @@ def standings(rows: Iterable[Row]) -> list[Standing]:
 def _standing(regime: str, tensor: TensorName, group: Sequence[Row], *, sure: bool) -> Standing:
     ratios = mean_interval(known(r.log_ratio for r in group), _LEVEL)
     return Standing(
-        regime=regime, tensor=tensor, n=ratios.n, ratio=_exp(ratios.mean), low=_exp(ratios.low),
-        high=_exp(ratios.high), needs=_needs(ratios), predicted=_predicted(group),
+        regime=regime, tensor=tensor, n=ratios.n, ratio=bounded_exp(ratios.mean), low=bounded_exp(ratios.low),
+        high=bounded_exp(ratios.high), needs=_needs(ratios), predicted=_predicted(group),
         status="worse" if sure else "not worse" if ratios.high < math.log(WORSE) else "open",
     )  # fmt: skip
 
@@ -101,9 +100,5 @@ def _needs(ratios: Mean) -> int | None:
 
 def _predicted(group: Sequence[Row]) -> bool:
     """Whether roundings of an arrangement that the kernel may have explain its error."""
-    logs = [math.log(r.envelope_ratio) for r in group if r.envelope_ratio and math.isfinite(r.envelope_ratio)]
-    return len(logs) > 1 and mean_interval(logs, _LEVEL).high <= math.log(_PREDICTED)
-
-
-def _exp(x: float) -> float:
-    return math.exp(min(700.0, max(-700.0, x)))
+    found = mean_interval(logs(r.envelope_ratio for r in group), _LEVEL)
+    return found.n > 1 and found.high <= math.log(_PREDICTED)

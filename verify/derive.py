@@ -17,6 +17,7 @@ import torch
 from ..reference import attention, standard
 from ..reference.analysis import analyse
 from ..reference.arrangements import ANY, FLASH, STANDARD
+from ..reports.record import IN_DTYPE
 from ..reports.record import Tensor as TensorName
 from .budgets import Budgets
 from .case import Case
@@ -28,8 +29,6 @@ from .regimes import REGIMES
 from .settings import Progress
 from .statistics import mean_interval
 from .survey import survey
-
-_TENSORS: tuple[TensorName, ...] = ("out", "dq", "dk", "dv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ def derived(profile: Profile, seed: int, progress: Progress) -> list[Derived]:
         progress("derive", number, len(cases))
     return [
         Derived(tensor, dtype, regime, len(own), math.exp(mean_interval(own, 0.95).mean))
-        for tensor in _TENSORS for (t, dtype, regime), own in sorted(logs.items()) if t == tensor
+        for tensor in IN_DTYPE for (t, dtype, regime), own in sorted(logs.items()) if t == tensor
     ]  # fmt: skip
 
 
@@ -70,7 +69,7 @@ def _predicted(case: Case) -> Iterator[tuple[TensorName, float]]:
     exact = {"out": truth.o}
     if gradients is not None:
         exact |= {"dq": gradients.dq, "dk": gradients.dk, "dv": gradients.dv}
-    for tensor in _TENSORS:
+    for tensor in IN_DTYPE:
         scales = getattr(known.scales, tensor)
         if tensor not in exact or scales is None:
             continue

@@ -17,7 +17,7 @@ from ..reports.record import TENSORS, Algebra, Check, Row, Share
 from .attribution import REST, WHOLE
 from .budgets import Budgets
 from .errors import floored_log_ratio
-from .statistics import holm, mean_interval, p_above
+from .statistics import bounded_exp, holm, mean_interval, p_above
 
 _SAME_INPUTS = 1e-6  # relative: the truth of the same recipe differs by less from machine to machine
 _EXPLAINED = 0.25  # of the growth of the squared error: a site that makes less of it is not the cause
@@ -134,13 +134,9 @@ def _cell(
     return DriftCell(
         dtype=dtype, tensor=next(t for t in TENSORS if t == tensor), regime=regime, n=found.n,
         status="worse" if pairs.nonfinite else status, margin=math.exp(margin), p_worse=worse, p_better=better,
-        ratio=_exp(found.mean) if found.n else None, low=_exp(found.low) if found.n else None,
-        high=_exp(found.high) if found.n else None, nonfinite=pairs.nonfinite,
+        ratio=bounded_exp(found.mean) if found.n else None, low=bounded_exp(found.low) if found.n else None,
+        high=bounded_exp(found.high) if found.n else None, nonfinite=pairs.nonfinite,
     )  # fmt: skip
-
-
-def _exp(x: float) -> float:
-    return math.exp(min(700.0, max(-700.0, x)))
 
 
 # -- why ---------------------------------------------------------------------------------------------------------------

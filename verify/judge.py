@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from ..reports.record import PHASES, TENSORS, Algebra, Cell, Check, Counts, Row, Waived
+from ..reports.record import IN_DTYPE, PHASES, TENSORS, Algebra, Cell, Check, Counts, Row, Waived
 from ..reports.record import Tensor as TensorName
 from .algebra import accumulator_checks
 from .algebra import checks as algebra_checks
@@ -22,10 +22,8 @@ from .case_checks import case_checks, check, failed_in
 from .expected import MODERATE, PARAMETER
 from .plain import is_plain
 from .regimes import REGIMES
-from .statistics import common_slope, mean_interval
+from .statistics import bounded_exp, common_slope, mean_interval
 from .waivers import Waivers
-
-_WITH_BIAS: tuple[TensorName, ...] = ("out", "dq", "dk", "dv")
 
 #: an fp32 kernel rounds scale and log2(e) themselves, once for all elements: that much is in every error
 _FP32_CONSTANTS = 2.0**-18
@@ -121,7 +119,8 @@ def known(values: Iterable[float | None]) -> list[float]:
     return [v for v in values if v is not None and math.isfinite(v)]
 
 
-def _log(values: Iterable[float | None]) -> list[float]:
+def logs(values: Iterable[float | None]) -> list[float]:
+    """The logarithms of those that are finite and positive."""
     return [math.log(v) for v in values if v is not None and math.isfinite(v) and v > 0]
 
 
@@ -139,7 +138,7 @@ def _ratio_cells(rows: list[Row], budgets: Budgets, implementation: str) -> list
             continue
         real = regime.removesuffix(_PLAIN)
         margin = budgets.allowance("ratio_margin", budgets.ratio.margin, implementation, dtype, tensor, real)
-        predicted = mean_interval(_log(r.envelope_ratio for r in group), budgets.ratio.confidence)
+        predicted = mean_interval(logs(r.envelope_ratio for r in group), budgets.ratio.confidence)
         excused = predicted.n >= budgets.ratio.min_cases and predicted.low <= math.log(budgets.ratio.margin)
         worse = ratios.low > math.log(margin)
         status = "fail" if worse and not excused else "predicted" if worse else "pass"
@@ -148,8 +147,8 @@ def _ratio_cells(rows: list[Row], budgets: Budgets, implementation: str) -> list
         cells.append(
             Cell(
                 dtype=dtype, tensor=tensor, mask="all", regime=regime, n=ratios.n,
-                ratio=math.exp(ratios.mean), low=math.exp(max(-700.0, ratios.low)),
-                high=math.exp(min(700.0, ratios.high)), allowed=margin, status=status,
+                ratio=bounded_exp(ratios.mean), low=bounded_exp(ratios.low), high=bounded_exp(ratios.high),
+                allowed=margin, status=status,
             )
         )  # fmt: skip
     return cells
@@ -178,7 +177,7 @@ def _predictor_checks(rows: list[Row], budgets: Budgets, implementation: str) ->
     for tensor in TENSORS:
         worst, failed, n = None, False, 0
         for (dtype, regime), group in _cells(rows, tensor, together=True).items():
-            found = mean_interval(_log(r.envelope_ratio for r in group), budgets.ratio.confidence)
+            found = mean_interval(logs(r.envelope_ratio for r in group), budgets.ratio.confidence)
             if found.n < budgets.ratio.min_cases:
                 continue
             real = regime.removesuffix(_PLAIN)
@@ -204,7 +203,7 @@ def _predictor_checks(rows: list[Row], budgets: Budgets, implementation: str) ->
 def _bias_checks(rows: list[Row], budgets: Budgets, implementation: str) -> list[Check]:
     """Per dtype and tensor: is the mean signed error that of rounding to nearest?"""
     checks = []
-    for tensor in _WITH_BIAS:
+    for tensor in IN_DTYPE:
         details, failed, n = [], False, 0
         for (dtype,), group in _groups(
             (r for r in rows if r.tensor == tensor and (r.elements or 0) >= 64), lambda r: (str(r.dtype),)

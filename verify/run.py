@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
@@ -232,23 +232,25 @@ class _Measurement:
     def _survey(self) -> None:
         profile, before = self.settings.profile, len(self.results)
         cases = survey(self.implementation, profile, self.settings.seed, count=profile.survey - before)
-        for n, result in enumerate(self.pool.evaluate(cases, "survey"), start=1 + before):
-            self._keep(result)
-            self.progress("survey", n, profile.survey)
-            if self._too_many():
-                return
+        self._evaluate(cases, "survey", before, profile.survey)
 
     def _compare(self) -> None:
         profile, seed = self.settings.profile, self.settings.seed
         regimes: Sequence[str] = tuple(REGIMES)
         for numbers in stages(profile):
+            if self._too_many():
+                return
             cases = list(comparison(self.implementation, profile, seed, regimes, numbers))
-            for n, result in enumerate(self.pool.evaluate(cases, PHASE, thorough=False), start=1):
-                if self._too_many():
-                    return
-                self._keep(result)
-                self.progress(PHASE, n, len(cases))
+            self._evaluate(cases, PHASE, 0, len(cases), thorough=False)
             regimes = still_open([row for r in self.results for row in r.rows])
+
+    def _evaluate(self, cases: Iterable[Case], phase: str, before: int, total: int, **options: bool) -> None:
+        """Keep the results of cases, of which `before` are done already, until too many have hung."""
+        for n, result in enumerate(self.pool.evaluate(cases, phase, **options), start=1 + before):
+            self._keep(result)
+            self.progress(phase, n, total)
+            if self._too_many():
+                return
 
     def _hunt(self) -> None:
         profile, before, keeping = self.settings.profile, len(self.results), Lock()

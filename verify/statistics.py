@@ -80,6 +80,11 @@ def mean_interval(values: Sequence[float], confidence: float) -> Mean:
     return Mean(n, mean, mean - half, mean + half, t)
 
 
+def bounded_exp(x: float) -> float:
+    """e^x, as far as a float holds it: the ends of an interval of two cases may be anywhere."""
+    return math.exp(min(700.0, max(-700.0, x)))
+
+
 def share_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The two-sided interval of a probability after k of n independent cases (Clopper and Pearson 1934).
 

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
-from ..reports.record import TENSORS, Algebra, Answer, Check, Exactness, Finding, Row, Standing, Tensor, Verdict
-from ..reports.words import plural
+from ..reports.record import IN_DTYPE, Algebra, Answer, Check, Exactness, Finding, Row, Standing, Tensor, Verdict
+from ..reports.words import in_scale, plural
 from .algebra import answer as algebraic_answer
 from .algebra import sentence
 from .budgets import Budgets, beyond_default
@@ -133,11 +133,9 @@ def _distributions(rows: Sequence[Row]) -> list[str]:
     Errors that are both negligible, and where neither is finite, are no difference.
     """
     said: dict[bool, list[str]] = defaultdict(list)
-    for tensor in TENSORS:
-        if tensor == "lse":  # standard attention's has fp32 accuracy at times
-            continue
+    for tensor in IN_DTYPE:
         own = [r for r in rows if r.phase == "survey" and r.tensor == tensor and r.natural_scale and r.status == "ok"]
-        mine, usual = ([_in_scale(getattr(r, name), r) for r in own] for name in ("kernel_rms", "standard_rms"))
+        mine, usual = ([_told_apart(getattr(r, name), r) for r in own] for name in ("kernel_rms", "standard_rms"))
         if (smaller := dominates(mine, usual)) is not None:
             said[smaller].append(tensor)
     parts = []
@@ -148,9 +146,9 @@ def _distributions(rows: Sequence[Row]) -> list[str]:
     return parts
 
 
-def _in_scale(error: float | None, row: Row) -> float:
-    scale = row.natural_scale or math.inf
-    return math.inf if error is None or not math.isfinite(error) else max(error / scale, NEGLIGIBLE)
+def _told_apart(error: float | None, row: Row) -> float:
+    scaled = in_scale(error, row)
+    return math.inf if scaled is None or not math.isfinite(scaled) else max(scaled, NEGLIGIBLE)
 
 
 def _compared(places: Sequence[Standing]) -> str:
