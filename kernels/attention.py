@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .backward import backward_delta, backward_dkdv, backward_dq
 from .forward import flash_forward
+from .schedules import Kernel, schedule
+from .tiles import UNBOUNDED
 
 LN2 = math.log(2.0)
 Alignment = Literal["top-left", "bottom-right"]
@@ -27,17 +29,15 @@ class Launch:
     diagonal: int  # query i is aligned with key i + diagonal
     left: int | None  # window: keys [i + diagonal - left, i + diagonal + right]; None is unbounded
     right: int | None
-    tiles: tuple[int, int]
+    tiles: tuple[int, int] | None  # None: those that suit the device
 
     def arguments(self, q: Tensor, k: Tensor) -> dict[str, Any]:
         """Keyword arguments common to the forward, dK/dV and dQ kernels."""
-        group = q.shape[1] // k.shape[1]
         return dict(
-            scale=self.scale, M=q.shape[2], N=k.shape[2], GROUP=group,
-            diagonal=self.diagonal, left=self.left or 0, right=self.right or 0,
-            HEAD_DIM=q.shape[3], BLOCK_M=self.tiles[0], BLOCK_N=self.tiles[1], BLOCK_D=block_d(q.shape[3]),
-            HAS_LEFT=self.left is not None, HAS_RIGHT=self.right is not None,
-            HAS_LENGTHS=self.key_lengths is not None,
+            scale=self.scale, M=q.shape[2], N=k.shape[2], HEAD_DIM=q.shape[3], GROUP=q.shape[1] // k.shape[1],
+            diagonal=self.diagonal, has_lengths=int(self.key_lengths is not None),
+            left=UNBOUNDED if self.left is None else self.left, right=UNBOUNDED if self.right is None else self.right,
+            BAND=self.left is not None or self.right is not None,
             MASK_KIND=_MASK_KIND[None if self.mask is None else self.mask.dtype == torch.bool],
         )  # fmt: skip
 
@@ -47,18 +47,26 @@ class Launch:
         lengths = stand_in if self.key_lengths is None else self.key_lengths
         return mask, lengths, (0, 0, 0, 0) if self.mask is None else self.mask.stride()
 
+    def schedule(self, kernel: Kernel, q: Tensor) -> dict[str, Any]:
+        """Tiles of one of the kernels, and how it is compiled."""
+        chosen = schedule(kernel, block_d(q.shape[3]), q.dtype, q.device, self.mask is not None)
+        return chosen if self.tiles is None else chosen | dict(BLOCK_M=self.tiles[0], BLOCK_N=self.tiles[1])
+
+
+def rows(*tensors: Tensor) -> dict[str, Any]:
+    """What kernels are told of their operands' rows: a tile's extent along D, if it has more, if rows are aligned."""
+    head_dim = tensors[0].shape[3]
+    return dict(BLOCK_D=block_d(head_dim), PADDED=block_d(head_dim) != head_dim, ALIGNED=all(map(_aligned, tensors)))
+
+
+def _aligned(x: Tensor) -> bool:
+    in_bytes = (n * x.element_size() for n in (*x.stride()[:3], x.shape[3]))
+    return x.stride(3) == 1 and x.data_ptr() % 16 == 0 and not any(n % 16 for n in in_bytes)
+
 
 def block_d(head_dim: int) -> int:
     """Tile extent along D: a power of two, at least the 16 that a matrix instruction needs."""
     return max(16, 1 << (head_dim - 1).bit_length())
-
-
-def default_tiles(head_dim: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
-    """(BLOCK_M, BLOCK_N).  Interpreted kernels take small tiles, so that short sequences still cross tile edges."""
-    if device.type == "cpu":
-        return 32, 32
-    width = block_d(head_dim) * dtype.itemsize  # bytes of a tile's row: shared memory is what limits a tile
-    return (128, 64) if width <= 128 else (64, 64) if width <= 256 else (64, 32) if width <= 512 else (32, 32)
 
 
 def _grid(length: int, block: int, heads: int, batch: int) -> tuple[int, int, int]:
@@ -72,10 +80,11 @@ def forward(q: Tensor, k: Tensor, v: Tensor, launch: Launch) -> tuple[Tensor, Te
     lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
     if o.numel() > 0:
         mask, lengths, mask_strides = launch.pointers(lse)
-        flash_forward[_grid(M, launch.tiles[0], H, B)](
+        chosen = launch.schedule("forward", q)
+        flash_forward[_grid(M, chosen["BLOCK_M"], H, B)](
             q, k, v, mask, lengths, o, lse,
             *q.stride(), *k.stride(), *v.stride(), *mask_strides, *o.stride(), *lse.stride(),
-            **launch.arguments(q, k),
+            **launch.arguments(q, k), **rows(q, k, v, o), **chosen,
         )  # fmt: skip
     return o, lse
 
@@ -88,24 +97,26 @@ def backward(
     HK, N = k.shape[1:3]
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     delta = torch.empty_like(lse)
-    common = launch.arguments(q, k)
+    common = launch.arguments(q, k) | rows(q, k, v, do, dq, dk, dv)
     mask, lengths, mask_strides = launch.pointers(lse)
     if do.numel() > 0:
-        backward_delta[_grid(M, launch.tiles[0], H, B)](
+        backward_delta[_grid(M, 32, H, B)](
             o, do, lse if dlse is None else dlse, delta,
             *o.stride(), *do.stride(), *(lse if dlse is None else dlse).stride(), *delta.stride(),
-            M=M, HEAD_DIM=D, BLOCK_M=launch.tiles[0], BLOCK_D=common["BLOCK_D"], HAS_DLSE=dlse is not None,
+            M=M, HEAD_DIM=D, BLOCK_M=32, HAS_DLSE=dlse is not None, **rows(o, do),
         )  # fmt: skip
-        backward_dq[_grid(M, launch.tiles[0], H, B)](
+        chosen = launch.schedule("dq", q)
+        backward_dq[_grid(M, chosen["BLOCK_M"], H, B)](
             q, k, v, do, mask, lengths, lse, delta, dq,
             *q.stride(), *k.stride(), *v.stride(), *do.stride(), *mask_strides, *lse.stride(), *dq.stride(),
-            **common,
+            **common, **chosen,
         )  # fmt: skip
     if dk.numel() > 0:
-        backward_dkdv[_grid(N, launch.tiles[1], HK, B)](
+        chosen = launch.schedule("dkdv", q)
+        backward_dkdv[_grid(N, chosen["BLOCK_N"], HK, B)](
             q, k, v, do, mask, lengths, lse, delta, dk, dv,
             *q.stride(), *k.stride(), *v.stride(), *do.stride(), *mask_strides, *lse.stride(),
-            *dk.stride(), *dv.stride(), **common,
+            *dk.stride(), *dv.stride(), **common, **chosen,
         )  # fmt: skip
     return dq, dk, dv
 
@@ -180,7 +191,7 @@ def attention(
         diagonal=N - M if alignment == "bottom-right" else 0,
         left=left,
         right=right,
-        tiles=default_tiles(D, query.dtype, query.device) if tiles is None else tiles,
+        tiles=tiles,
     )
     o, lse = FlashAttention.apply(query, key, value, launch)  # type: ignore[no-untyped-call]
     del enable_gqa

@@ -13,8 +13,17 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)  # log2(e); times fp32(ln 2) it is exactly 1 in fp32
 
-#: integer arguments that change from call to call: not worth a compilation of their own when they happen to be 1
-SIZES = ("M", "N", "GROUP", "diagonal", "left", "right")
+#: an extent of a window that hides nothing
+UNBOUNDED = 2**30
+
+#: Arguments whose values are worth no compilation of their own, not when they are 1, not when they are multiples of 16.
+#: What the compiler must know of strides and addresses is said by ALIGNED.
+_TENSORS = ("q", "k", "v", "do", "o", "mask", "key_lengths", "lse", "dlse", "delta", "dq", "dk", "dv")
+_STRIDES = tuple(f"stride_{x}{y}" for x in ("q", "k", "v", "g", "m", "o", "d", "dq", "dk", "dv") for y in "bhmnd")
+ANY_VALUE = {
+    "do_not_specialize": ("M", "N", "HEAD_DIM", "GROUP", "diagonal", "left", "right", "has_lengths", *_STRIDES),
+    "do_not_specialize_on_alignment": _TENSORS,
+}
 
 #: values of MASK_KIND
 NO_MASK = tl.constexpr(0)
@@ -23,65 +32,108 @@ ADDITIVE_BIAS = tl.constexpr(2)
 
 
 @triton.jit
-def load_tile(base, offs_row, offs_d, stride_row, stride_d, rows, HEAD_DIM: tl.constexpr):
+def addresses(base, offs_row, offs_d, stride_row, stride_d, ALIGNED: tl.constexpr):
+    """Pointers to rows `offs_row` of a matrix.  -> [len(offs_row), len(offs_d)]
+
+    ALIGNED: elements of a row are adjacent, and rows begin and end at multiples of 16 bytes: 16 can be moved at once.
+    """
+    offsets = offs_row[:, None].to(tl.int64) * stride_row
+    if ALIGNED:
+        return tl.multiple_of(base + offsets + offs_d[None, :], [16, 16])
+    return base + offsets + offs_d[None, :].to(tl.int64) * stride_d
+
+
+@triton.jit
+def inside_of(base, offs_row, offs_d, rows, HEAD_DIM, PADDED: tl.constexpr, ALIGNED: tl.constexpr):
+    """Which elements of a tile lie in a [rows, HEAD_DIM] matrix.  -> [len(offs_row), len(offs_d) or 1]"""
+    inside = offs_row[:, None] < rows
+    if PADDED:
+        if ALIGNED:  # says so to the compiler: a multiple of so many elements
+            UNIT: tl.constexpr = 128 // base.dtype.element_ty.primitive_bitwidth
+            HEAD_DIM = HEAD_DIM // UNIT * UNIT
+        inside = inside & (offs_d[None, :] < HEAD_DIM)
+    return inside
+
+
+@triton.jit
+def load_tile(base, offs_row, offs_d, stride_row, stride_d, rows, HEAD_DIM,
+              PADDED: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     """Rows `offs_row` of a [rows, HEAD_DIM] matrix; 0 outside it.  -> [len(offs_row), len(offs_d)]"""
-    pointers = base + offs_row[:, None].to(tl.int64) * stride_row + offs_d[None, :].to(tl.int64) * stride_d
-    inside = (offs_row[:, None] < rows) & (offs_d[None, :] < HEAD_DIM)
+    pointers = addresses(base, offs_row, offs_d, stride_row, stride_d, ALIGNED)
+    inside = inside_of(base, offs_row, offs_d, rows, HEAD_DIM, PADDED, ALIGNED)
     return tl.load(pointers, mask=inside, other=0.0)
 
 
 @triton.jit
-def store_tile(base, tile, offs_row, offs_d, stride_row, stride_d, rows, HEAD_DIM: tl.constexpr):
+def store_tile(base, tile, offs_row, offs_d, stride_row, stride_d, rows, HEAD_DIM,
+               PADDED: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     """The inverse of `load_tile`; rounds to the element type of `base`, to nearest even."""
-    pointers = base + offs_row[:, None].to(tl.int64) * stride_row + offs_d[None, :].to(tl.int64) * stride_d
-    inside = (offs_row[:, None] < rows) & (offs_d[None, :] < HEAD_DIM)
+    pointers = addresses(base, offs_row, offs_d, stride_row, stride_d, ALIGNED)
+    inside = inside_of(base, offs_row, offs_d, rows, HEAD_DIM, PADDED, ALIGNED)
     tl.store(pointers, tile.to(base.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def key_range(start_m, M, N, diagonal, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-              BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+def key_range(start_m, M, N, diagonal, left, right,
+              BAND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
     """First (a multiple of BLOCK_N) and one past the last key that any query of a tile may see."""
     low, high = 0, N
-    if HAS_LEFT:
+    if BAND:
         low = tl.maximum(start_m + diagonal - left, 0) // BLOCK_N * BLOCK_N
-    if HAS_RIGHT:
         last_query = tl.minimum(start_m + BLOCK_M, M) - 1
         high = tl.minimum(N, last_query + diagonal + right + 1)
     return low, high
 
 
 @triton.jit
-def query_range(start_n, M, N, diagonal, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-                BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+def query_range(start_n, M, N, diagonal, left, right,
+                BAND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
     """First (a multiple of BLOCK_M) and one past the last query that may see any key of a tile."""
     low, high = 0, M
-    if HAS_RIGHT:
+    if BAND:
         low = tl.maximum(start_n - diagonal - right, 0) // BLOCK_M * BLOCK_M
-    if HAS_LEFT:
         last_key = tl.minimum(start_n + BLOCK_N, N) - 1
         high = tl.minimum(M, last_key - diagonal + left + 1)
     return low, high
 
 
 @triton.jit
-def masked_logits(qk, mask, offs_m, offs_n, M, N, diagonal, left, right, stride_mm, stride_mn,
-                  HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, MASK_KIND: tl.constexpr):  # fmt: skip
-    """Logits in base 2, -inf where the key is hidden.  [BLOCK_M, BLOCK_N] -> [BLOCK_M, BLOCK_N]
+def positive_scale(tile, scale):
+    """A tile of Q (or of K) and s > 0 whose product is scale * tile, exactly: the sign goes into the tile.
 
-    Query i sees keys `i + diagonal - left <= j <= i + diagonal + right`.
+    Then max(s x) = s max(x), and -inf stays -inf when it is scaled, so that logits can be masked before.
     """
-    i, j = offs_m[:, None], offs_n[None, :]
-    inside = (i < M) & (j < N)
-    visible = inside
-    if HAS_LEFT:
-        visible = visible & (j >= i + diagonal - left)
-    if HAS_RIGHT:
-        visible = visible & (j <= i + diagonal + right)
-    if MASK_KIND != 0:
+    signed = tl.where(scale < 0.0, -tile, tl.where(scale == 0.0, 0.0, tile)).to(tile.dtype)
+    return signed, tl.where(scale == 0.0, 1.0, tl.abs(scale))
+
+
+@triton.jit
+def masked_logits(qk, mask, s, start_m, start_n, i, j, M, N, diagonal, left, right, stride_mm, stride_mn,
+                  BAND: tl.constexpr, MASK_KIND: tl.constexpr,
+                  BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    """Logits in base 2 of a tile of queries `i` and keys `j`, -inf where the key is hidden.  -> logits / f, f
+
+    Query i sees keys `i + diagonal - left <= j <= i + diagonal + right`.  Most tiles hide nothing, and pass.  The
+    factor f > 0 is left for the exponential, which multiplies for nothing: of the scale, or 1 after adding a bias.
+    """
+    f = s * LOG2E
+    if MASK_KIND == 2:
         pointers = mask + i.to(tl.int64) * stride_mm + j.to(tl.int64) * stride_mn
+        qk = qk * f + tl.load(pointers, mask=(i < M) & (j < N), other=0.0).to(tl.float32) * LOG2E
+        f = 1.0
+    edge = start_n + BLOCK_N > N
+    if BAND:
+        edge = edge | (start_n < start_m + BLOCK_M - 1 + diagonal - left)
+        edge = edge | (start_n + BLOCK_N - 1 > start_m + diagonal + right)
+    if MASK_KIND == 1:
+        edge = True
+    if edge:
+        visible = j < N
+        if BAND:
+            visible = visible & (j >= i + diagonal - left)
+            visible = visible & (j <= i + diagonal + right)
         if MASK_KIND == 1:
-            visible = visible & (tl.load(pointers, mask=inside, other=0) != 0)
-        else:
-            qk += tl.load(pointers, mask=inside, other=0.0).to(tl.float32) * LOG2E
-    return tl.where(visible, qk, float("-inf"))
+            pointers = mask + i.to(tl.int64) * stride_mm + j.to(tl.int64) * stride_mn
+            visible = visible & (tl.load(pointers, mask=(i < M) & (j < N), other=0) != 0)
+        qk = tl.where(visible, qk, float("-inf"))
+    return qk, f

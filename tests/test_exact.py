@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from flashproof.kernels import interpreter
+from flashproof.kernels.mutants.source import PARTS
 from flashproof.reference import Mask, attention, rational
 from flashproof.reports.record import Algebra, Comparison, Mismatch, Share
 from flashproof.verify import algebra, budgets
@@ -27,7 +28,6 @@ from flint import fmpq
 COMMAND = str(Path(sys.executable).with_name("flashproof"))
 KERNELS = Path(__file__).parent / "kernels"
 SOURCE = Path(flashproof.kernels.__file__).parent
-PARTS = ("tiles.py", "forward.py", "backward.py", "attention.py")
 BUDGETS = budgets.load()
 
 
@@ -128,7 +128,7 @@ FAULTS = {
     "rescale": ([("forward.py", "l_i = l_i * alpha", "l_i = l_i * 1.0")], {"out", "lse"}, "forward.py:"),
     "rescale of O": ([("forward.py", "v_tile, acc * alpha[:, None]", "v_tile, acc * 1.0")], {"out"}, "forward.py:"),
     "mask": (
-        [("tiles.py", "(j <= i + diagonal + right)\n    if", "(j < i + diagonal + right)\n    if")],
+        [("tiles.py", "(j <= i + diagonal + right)", "(j < i + diagonal + right)")],
         {"out", "lse"}, "forward.py:"),
     "dropped tile": (
         [("forward.py", "range(low, high, BLOCK_N)", "range(low, high - (high > 2 * BLOCK_N) * BLOCK_N, BLOCK_N)")],

@@ -114,7 +114,10 @@ class Implementation:
         """
         with contained():
             try:
-                return self._run(case, inputs, gradients, dlse, between, twice)
+                outputs = self._run(case, inputs, gradients, dlse, between, twice)
+                if inputs.q.is_cuda:
+                    torch.cuda.synchronize()  # what goes wrong on the device is raised here and not later
+                return outputs
             except (WrongResultError, RefusedError):
                 raise
             except Exception as e:

@@ -41,6 +41,7 @@ _ENVIRONMENT = {
 _IN_FLIGHT = 4  # tasks queued per worker: enough to keep it busy, few enough to stop quickly
 _TASKS = 256  # of a worker, between full collections of garbage
 _RESTARTS = 8  # of a whole pool; what is lost then is not a case's fault, and will not end by itself
+_POISONED = 86  # exit code of a worker whose CUDA context an earlier task has broken: its task goes to another worker
 
 _implementation: Implementation | UsageError | None = None  # of this worker; or why it has none
 _device = "cpu"
@@ -66,6 +67,8 @@ def _initialise(spec: str, device: str, quiet: bool) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
+    if device == "cuda":
+        _on_one_gpu()
     try:
         _implementation, _device = prepare(spec, device), device
     except UsageError as e:  # it loads in the main process and not in this one: the first task says so
@@ -76,6 +79,13 @@ def _initialise(spec: str, device: str, quiet: bool) -> None:
     gc.disable()  # see `_tidied`
 
 
+def _on_one_gpu() -> None:
+    """Spread workers over the GPUs; which worker has which does not matter."""
+    import torch
+
+    torch.cuda.set_device(os.getpid() % torch.cuda.device_count())
+
+
 def _loaded() -> Implementation:
     assert _implementation is not None
     if isinstance(_implementation, UsageError):
@@ -83,11 +93,27 @@ def _loaded() -> Implementation:
     return _implementation
 
 
+def _leave_if_poisoned() -> None:
+    """End this process if an earlier task has broken its CUDA context, as an illegal access does, for good.
+
+    That one has its result; the pool gives this task to another worker.
+    """
+    import torch
+
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            os._exit(_POISONED)
+
+
 def _evaluate(case: Case, phase: str, options: dict[str, Any]) -> Result:
+    _leave_if_poisoned()
     return _tidied(evaluate(case, _loaded(), phase, device=_device, **options))
 
 
 def _call(function: Callable[..., T], *args: Any) -> T:
+    _leave_if_poisoned()
     return _tidied(function(_loaded(), _device, *args))
 
 
@@ -108,7 +134,7 @@ class Pool:
     def __init__(self, spec: str, device: str, workers: int, limit: float, *, quiet: bool = True) -> None:
         self.workers, self.limit = workers, limit
         self._initial = (spec, device, quiet)
-        self._restarts = 0
+        self._restarts = self._poisoned = 0
         self._stopped = False
         self.stores: bool | None = None  # what `evaluate` is told of the function; None: each worker finds out
         self._lock = threading.Lock()
@@ -138,6 +164,21 @@ class Pool:
                 self._pool = self._started()
             return self._pool.schedule(function, args=args, timeout=self.limit)
 
+    def _found_poisoned(self, future: Any) -> bool:
+        """Whether a task has yet to be done because its worker's CUDA context was broken before.
+
+        Raises:
+            FlashproofError: new workers find it so too.
+        """
+        error = future.exception()
+        if not (isinstance(error, pebble.ProcessExpired) and error.exitcode == _POISONED):
+            self._poisoned = 0
+            return False
+        self._poisoned += 1
+        if self._poisoned > _RESTARTS * self.workers:
+            raise FlashproofError("the CUDA device answers no process any more; reset it, or use --device cpu")
+        return True
+
     def stop(self) -> None:
         """Kill the workers at once, for good."""
         with self._lock:
@@ -152,12 +193,16 @@ class Pool:
         """Results in the order of the cases; a case whose process dies or hangs has a result that says so."""
         pending: dict[Any, Case] = {}  # in order
         source = iter(cases)
+
+        def scheduled(case: Case) -> Any:
+            return self._schedule(_evaluate, case, phase, {"stores": self.stores} | options)
+
         with _worker_environment():
             try:
                 while True:
                     waiting = sum(not future.done() for future in pending)
                     for case in islice(source, max(0, _IN_FLIGHT * self.workers - waiting)):
-                        pending[self._schedule(_evaluate, case, phase, {"stores": self.stores} | options)] = case
+                        pending[scheduled(case)] = case
                     if not pending:
                         return
                     wait([future for future in pending if not future.done()], return_when=FIRST_COMPLETED)
@@ -165,6 +210,8 @@ class Pool:
                         # no case's fault: all of them again
                         source = chain(list(pending.values()), source)
                         pending.clear()
+                    if poisoned := {f for f in pending if f.done() and self._found_poisoned(f)}:
+                        pending = {scheduled(case) if f in poisoned else f: case for f, case in pending.items()}
                     while pending and (first := next(iter(pending))).done():
                         yield self._outcome(first, pending.pop(first), phase)
             finally:
@@ -183,7 +230,7 @@ class Pool:
             Exception: what `function` raises.
         """
         with _worker_environment():
-            result = self._answer(self._schedule(_call, function, *args))
+            result = self._answer(self._schedule(_call, function, *args), function, *args)
         if isinstance(result, LostError):
             raise result
         return result  # type: ignore[no-any-return]
@@ -194,14 +241,16 @@ class Pool:
             futures = [self._schedule(_call, function, x) for x in arguments]
             try:
                 for argument, future in zip(arguments, futures, strict=True):
-                    yield argument, self._answer(future)
+                    yield argument, self._answer(future, function, argument)
             finally:
                 for future in futures:
                     future.cancel()
 
-    def _answer(self, future: Any) -> Any:
+    def _answer(self, future: Any, function: Callable[..., Any], *args: Any) -> Any:
         name = self._initial[0]
         try:
+            while self._found_poisoned(future):
+                future = self._schedule(_call, function, *args)
             return future.result()
         except TimeoutError:
             return LostError(f"{name} gave no result within {self.limit:g} s and was killed")

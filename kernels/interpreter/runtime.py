@@ -62,7 +62,7 @@ class CpuDriver(DriverBase):  # type: ignore[misc]  # triton is untyped
         return torch.device("cpu")
 
     def get_current_device(self) -> int:
-        return 0
+        return -1  # no GPU's number: Triton keeps what it has compiled by device, and must not launch that on ours
 
     def set_current_device(self, _device: int) -> None:
         return

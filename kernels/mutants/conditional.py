@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .places import ACC, DS_OF_DQ, HIDDEN, P_LOW
+from .places import ACC, DS_OF_DQ, P_LOW
 from .source import BACKWARD, FORWARD, OUTPUTS, TILES, Edit, Mutant
 
-_V_TILE = "v_tile = load_tile(v, offs_n, offs_d, stride_vn, stride_vd, keys, HEAD_DIM)  # [BLOCK_N, BLOCK_D]\n"
+_V_TILE = "v_tile = load_tile(v, offs_n, offs_d, stride_vn, stride_vd, keys, HEAD_DIM, PADDED, ALIGNED)\n"
 
 
 def _wrong(where: str) -> tuple[Edit, ...]:
@@ -30,8 +30,8 @@ DTYPES = (
 SIZES = (
     Mutant("head-dim-of-40", "own: a head dimension rounded down to a multiple of 16",
            "With D = 40 the tile has 32 columns of V: the others are 0.", ("out",),
-           (Edit(FORWARD, "stride_vn, stride_vd, keys, HEAD_DIM)", "stride_vn, stride_vd, keys, HEAD_DIM - HEAD_DIM % "
-                 "16 * (HEAD_DIM > 16))"),), "D = 40"),
+           (Edit(FORWARD, "stride_vn, stride_vd, keys, HEAD_DIM,", "stride_vn, stride_vd, keys, HEAD_DIM - HEAD_DIM % "
+                 "16 * (HEAD_DIM > 16),"),), "D = 40"),
     Mutant("last-tile-of-long-rows", "own: a remainder loop that is never tuned",
            "Keys from 128 on are 1/64 too heavy.", ("out",), _wrong("start_n >= 128"), "N > 128"),
     Mutant("one-query", "own: a path for one query, which few tests take",
@@ -41,7 +41,7 @@ SIZES = (
 VALUES = (
     Mutant("logits-clamped-at-1000", "own: a clamp against overflow",
            "Logits are clamped at 1000.", OUTPUTS,
-           (Edit(TILES, HIDDEN, HIDDEN.replace("qk,", "tl.minimum(qk, 1442.695),")),), "logits beyond 1000"),
+           (Edit(TILES, "return qk, f", "return tl.minimum(qk, 1442.695 / f), f"),), "logits beyond 1000"),
     Mutant("values-saturate-at-48", "own: values clipped to the range of a narrow format",
            "V is clipped to [-48, 48].", ("out",),
            (Edit(FORWARD, _V_TILE,

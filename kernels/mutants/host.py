@@ -5,7 +5,7 @@ from __future__ import annotations
 from .places import LN2, P_LOW, RETURNED, SCALE
 from .source import ATTENTION, FORWARD, OUTPUTS, Edit, Mutant
 
-_TILES = "tiles=default_tiles(D, query.dtype, query.device) if tiles is None else tiles,"
+_TILES = "        tiles=tiles,"
 _CALLS = LN2 + "\n_CALLS: list[int] = []"
 _FORWARD_ENDS = "    return o, lse\n\n\ndef backward("
 
@@ -28,13 +28,14 @@ MUTANTS = (
     Mutant("tiles-by-call", "own: autotuning that goes on in use",
            "Every other call takes other tiles: each is right, but no two agree.", OUTPUTS,
            (Edit(ATTENTION, LN2, _CALLS),
-            Edit(ATTENTION, _TILES, "tiles=((32, 32), (16, 16))[len(_CALLS) % 2] if tiles is None else tiles,"),
+            Edit(ATTENTION, _TILES, "        tiles=((32, 32), (16, 16))[len(_CALLS) % 2] if tiles is None else tiles,"),
             Edit(ATTENTION, "    left, right = window\n", "    left, right = window\n    _CALLS.append(0)\n")),
            "more than one tile of keys"),
     Mutant("tiles-at-random", "own: autotuning by timing",
            "The tiles are chosen at random: each choice is right, but no two calls agree.", OUTPUTS,
            (Edit(ATTENTION, _TILES,
-                 "tiles=((32, 32), (16, 16))[int(torch.rand(()) < 0.5)] if tiles is None else tiles,"),),
+                 "        tiles=((32, 32), (16, 16))[int(torch.rand(()) < 0.5)] if tiles is None "
+                 "else tiles,"),),
            "more than one tile of keys"),
     Mutant("key-lost-at-random", "own: a race that is lost now and then",
            "One call in eight does not see the last key.", OUTPUTS,
@@ -55,5 +56,6 @@ MUTANTS = (
     Mutant("wide-heads-in-bf16", "own: a launch configuration cached by shape",
            "From D = 64 on P passes through bf16: a configuration for another dtype.", ("out",),
            (Edit(FORWARD, P_LOW,
-                 "p_low = (p.to(tl.bfloat16) if HEAD_DIM >= 64 else p).to(v.dtype.element_ty)"),), "fp16, D >= 64"),
+                 "p_low = tl.where(HEAD_DIM >= 64, p.to(tl.bfloat16).to(tl.float32), p)"
+                 ".to(v.dtype.element_ty)"),), "fp16, D >= 64"),
 )  # fmt: skip

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from .source import ATTENTION, BACKWARD, FORWARD, OUTPUTS, TILES, Edit, Mutant
 
-_LOADED = (
-    '0 outside it.  -> [len(offs_row), len(offs_d)]"""\n    pointers = base + offs_row[:, None].to(tl.int64) '
-    "* stride_row + offs_d[None, :].to(tl.int64) * stride_d"
-)
+_ROWS = "offsets = offs_row[:, None].to(tl.int64) * stride_row"
+_COLUMNS = "offs_d[None, :].to(tl.int64) * stride_d"
 _FORWARD_STRIDES = "*q.stride(), *k.stride(), *v.stride(), *mask_strides, *o.stride(), *lse.stride(),"
 
 GROUPS = (
@@ -34,14 +32,13 @@ STRIDES = (
            "K and V in different layouts"),
     Mutant("columns-read-as-contiguous", "fla #1138",
            "The stride of the head dimension is taken for 1.", OUTPUTS,
-           (Edit(TILES, _LOADED, _LOADED.replace(".to(tl.int64) * stride_d", ".to(tl.int64)")),), "layout `columns`"),
+           (Edit(TILES, _COLUMNS, _COLUMNS.replace(" * stride_d", "")),), "layout `columns`"),
     Mutant("batch-stride-ignored", "own: a batch stride that is never applied",
            "Every batch element takes the first one's keys.", OUTPUTS,
            (Edit(FORWARD, "k += b * stride_kb + hk * stride_kh", "k += hk * stride_kh"),), "B > 1"),
     Mutant("offsets-wrap", "FlashAttention #1500, #2260, fla #1080",
            "Offsets of rows wrap at 4096 elements, as those of larger tensors do at 2^31.", OUTPUTS,
-           (Edit(TILES, _LOADED, _LOADED.replace("offs_row[:, None].to(tl.int64) * stride_row",
-                                                 "(offs_row[:, None].to(tl.int64) * stride_row) % 4096")),),
+           (Edit(TILES, _ROWS, f"{_ROWS} % 4096"),),
            "a row offset of 4096 or more: about 128 rows of 32"),
     Mutant("padded-columns-read", "pytorch #174114",
            "Columns past the head dimension are read: the next row's, or memory beside the tensor.",

@@ -5,16 +5,16 @@ from __future__ import annotations
 from .places import BIAS, DENOMINATOR, EXP2, HIDDEN, MAXIMUM_LINE
 from .source import ATTENTION, BACKWARD, FORWARD, GRADIENTS, OUTPUTS, TILES, Edit, Mutant
 
-_COMMON = "    common = launch.arguments(q, k)\n"
-_BACKWARD_P = "return tl.exp2(qk - lse_tile[:, None])"
-_LENGTHS = "tl.load(key_lengths + b).to(tl.int32)"
+_COMMON = "    common = launch.arguments(q, k) | rows(q, k, v, do, dq, dk, dv)\n"
+_P_OF_DKDV, _P_OF_DQ = "tl.exp2(qk * f - lse_tile[None, :])", "tl.exp2(qk * f - lse_tile[:, None])"
+_LENGTHS = "tl.load(key_lengths + b, mask=has_lengths != 0, other=N).to(tl.int32)"
 _KEYS = "range(low, high, BLOCK_N)"
 _RIGHT = "        right=right,\n"
 
 
 def _in_backward(change: str) -> tuple[Edit, ...]:
     """The arguments that the backward kernels share, changed."""
-    return (Edit(ATTENTION, _COMMON, f"    common = launch.arguments(q, k) | {change}\n"),)
+    return (Edit(ATTENTION, _COMMON, f"{_COMMON[:-1]} | {change}\n"),)
 
 
 ENDS = (
@@ -25,8 +25,8 @@ ENDS = (
     Mutant("tail-keys-in-backward", "FA2 #443",
            "The backward pass has P of keys past the end as exp(0 - LSE), which overflows for very negative LSE.",
            GRADIENTS,
-           (Edit(BACKWARD, _BACKWARD_P,
-                 "return tl.exp2(tl.where(offs_n[None, :] < keys, qk, 0.0) - lse_tile[:, None])"),),
+           (Edit(BACKWARD, _P_OF_DKDV, _P_OF_DKDV.replace("qk", "tl.where(offs_n[:, None] < keys, qk, 0.0)")),
+            Edit(BACKWARD, _P_OF_DQ, _P_OF_DQ.replace("qk", "tl.where(offs_n[None, :] < keys, qk, 0.0)"))),
            "key padding, or logits far below 0"),
     Mutant("last-visible-tile-missed", "own: a missing + 1 in a tile bound",
            "The bound of the key loop is the last visible key, not one past it, so that a tile of one key is dropped.",
@@ -52,7 +52,7 @@ ENDS = (
 
 CAUSAL = (
     Mutant("causal-ignored-in-backward", "Triton tutorial #4541, #5660",
-           "The backward kernels never mask the future.", GRADIENTS, _in_backward('{"HAS_RIGHT": False}'),
+           "The backward kernels never mask the future.", GRADIENTS, _in_backward('{"right": UNBOUNDED}'),
            "causal, or a right window"),
     Mutant("causal-always-top-left", "FlashAttention #282, pytorch #108108",
            "Bottom-right alignment is taken for top-left.", OUTPUTS,
@@ -98,28 +98,28 @@ EMPTY = (
            (Edit(FORWARD, 'm_safe = tl.where(m_new == float("-inf"), 0.0, m_new)', "m_safe = m_new"),),
            "first tile hidden, or empty rows"),
     Mutant("mask-value-minus-10000", "nGPT #11, burn #4697",
-           "Hidden logits are -10000 instead of -inf.", OUTPUTS, (Edit(TILES, HIDDEN, "return tl.where(visible, qk, "
-           "-10000.0)"),), "empty rows, or logits below -10000"),
+           "Hidden logits are -10000 instead of -inf.", OUTPUTS, (Edit(TILES, HIDDEN, "qk = tl.where(visible, qk, "
+           "-10000.0 / f)"),), "empty rows, or logits below -10000"),
     Mutant("hidden-keys-leak", "own: an exponential that never returns 0",
            "The exponent is clamped at -24, so that hidden keys keep a weight of 2^-24.", OUTPUTS,
-           (Edit(FORWARD, EXP2, "p = tl.exp2(tl.maximum(qk - m_safe[:, None], -24.0))"),
+           (Edit(FORWARD, EXP2, "p = tl.exp2(tl.maximum(qk * f - m_safe[:, None], -24.0))"),
             ), "any mask, or lengths that no tile divides", subtle=True),
     Mutant("empty-row-is-nan", "flash-attention's reference, pytorch #41508",
            "The output of a row without keys is 0 / 0.", ("out",),
-           (Edit(FORWARD, DENOMINATOR, "w_i"),), "empty rows"),
+           (Edit(FORWARD, DENOMINATOR, "w"),), "empty rows"),
 )  # fmt: skip
 
 CALLERS = (
     Mutant("key-lengths-one-too-many", "own: a length for the index of the last key",
            "Each batch element sees one key past its length.", OUTPUTS,
-           (Edit(FORWARD, _LENGTHS, _LENGTHS + " + 1"),), "key lengths"),
+           (Edit(FORWARD, _LENGTHS, f"({_LENGTHS} + has_lengths)"),), "key lengths"),
     Mutant("key-lengths-ignored-in-backward", "own: padding that one pass takes",
            "The backward kernels know nothing of the key lengths.", GRADIENTS,
-           _in_backward('{"HAS_LENGTHS": False}'), "key lengths"),
+           _in_backward('{"has_lengths": 0}'), "key lengths"),
     Mutant("boolean-mask-ignored-in-tail", "own: a tail of the mask that is not loaded",
            "The mask is not read for the last, partial tile of keys.", OUTPUTS,
-           (Edit(TILES, "visible & (tl.load(pointers, mask=inside, other=0) != 0)",
-                 "visible & ((tl.load(pointers, mask=inside, other=0) != 0) | (j >= N // 32 * 32))"),),
+           (Edit(TILES, "(tl.load(pointers, mask=(i < M) & (j < N), other=0) != 0)",
+                 "((tl.load(pointers, mask=(i < M) & (j < N), other=0) != 0) | (j >= N // 32 * 32))"),),
            "a boolean mask, N that no tile divides"),
     Mutant("bias-forgotten-in-backward", "own: a bias that one pass takes",
            "The backward kernels add no bias.", GRADIENTS,

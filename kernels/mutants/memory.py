@@ -5,14 +5,11 @@ from __future__ import annotations
 from .places import GROUP_LOOP, LSE_STORE, MAXIMUM
 from .source import ATTENTION, BACKWARD, FORWARD, OUTPUTS, Edit, Mutant
 
-_O = "store_tile(o, o_tile, offs_m, offs_d, stride_om, stride_od, M, HEAD_DIM)"
-_DK = "dk + b * stride_dkb + hk * stride_dkh, dk_tile * scale, offs_n, offs_d, stride_dkn, stride_dkd, N, HEAD_DIM"
-_DV = "store_tile(dv + b * stride_dvb + hk * stride_dvh, dv_tile, offs_n, offs_d, stride_dvn, stride_dvd, N, HEAD_DIM)"
+_O = "store_tile(o, o_tile, offs_m, offs_d, stride_om, stride_od, M, HEAD_DIM, PADDED, ALIGNED)"
+_DK = "dk + b * stride_dkb + hk * stride_dkh, dk_tile * scale, offs_n, offs_d, stride_dkn, stride_dkd, N,"
+_DV = "store_tile(dv + b * stride_dvb + hk * stride_dvh, dv_tile, offs_n, offs_d, stride_dvn, stride_dvd, N,"
 _EMPTY = "dq, dk, dv = (torch.empty_like("
-_RANGE = (
-    "    low, high = key_range(start_m, M, keys, diagonal, left, right, HAS_LEFT, HAS_RIGHT, BLOCK_M, BLOCK_N)\n\n"
-    "    q_tile"
-)
+_RANGE = "    low, high = key_range(start_m, M, keys, diagonal, left, right, BAND, BLOCK_M, BLOCK_N)\n\n    q_tile"
 
 UNWRITTEN = (
     Mutant("output-of-last-query-unwritten", "own: a store's mask one row short",
@@ -33,13 +30,13 @@ UNWRITTEN = (
            OUTPUTS,
            (Edit(FORWARD, MAXIMUM,
                  "held = tl.load(lse + offs_m.to(tl.int64) * stride_lm, mask=offs_m < M, other=0.0)\n"
-                 "        m_new = tl.maximum(m_i, tl.max(qk, 1)) + tl.minimum(tl.maximum(held, 0.0), 0.5)"),),
+                 "        m_new = tl.maximum(m_i, tl.max(qk, 1) * f) + tl.minimum(tl.maximum(held, 0.0), 0.5)"),),
            subtle=True),
     Mutant("dv-added-to-memory", "own: a gradient buffer that is not zeroed",
            "dV is added to what its memory held, if that is a number below 1.", ("dv",),
            (Edit(BACKWARD, "    dv_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)\n",
                  "    dv_tile = load_tile(dv + b * stride_dvb + hk * stride_dvh, offs_n, offs_d, stride_dvn, "
-                 "stride_dvd, N, HEAD_DIM).to(tl.float32)\n"
+                 "stride_dvd, N, HEAD_DIM, PADDED, ALIGNED).to(tl.float32)\n"
                  "    dv_tile = tl.where(tl.abs(dv_tile) < 1.0, dv_tile, 0.0)\n"),)),
 )  # fmt: skip
 
@@ -47,16 +44,16 @@ RACES = (
     Mutant("dkdv-race-of-heads", "cudnn-frontend #396, #426",
            "The query heads of a group add to dK and dV by load, add and store.", ("dk", "dv"),
            (Edit(ATTENTION, _EMPTY, _EMPTY.replace("empty", "zeros")),
-            Edit(ATTENTION, "_grid(N, launch.tiles[1], HK, B)", "_grid(N, launch.tiles[1], H, B)"),
+            Edit(ATTENTION, '_grid(N, chosen["BLOCK_N"], HK, B)', '_grid(N, chosen["BLOCK_N"], H, B)'),
             Edit(BACKWARD, "    hk = tl.program_id(1).to(tl.int64)\n",
                  "    head = tl.program_id(1).to(tl.int64)\n    hk = head // GROUP\n"),
             Edit(BACKWARD, GROUP_LOOP, "    for g in range(1):\n        h = head + g\n"),
             Edit(BACKWARD, _DK, _DK.replace(
                 "dk_tile * scale", "dk_tile * scale + load_tile(dk + b * stride_dkb + hk * stride_dkh, offs_n, offs_d, "
-                "stride_dkn, stride_dkd, N, HEAD_DIM)")),
+                "stride_dkn, stride_dkd, N, HEAD_DIM, PADDED, ALIGNED)")),
             Edit(BACKWARD, _DV, _DV.replace(
                 "dv_tile", "dv_tile + load_tile(dv + b * stride_dvb + hk * stride_dvh, offs_n, offs_d, stride_dvn, "
-                "stride_dvd, N, HEAD_DIM)"))), "grouped heads"),
+                "stride_dvd, N, HEAD_DIM, PADDED, ALIGNED)"))), "grouped heads"),
 )  # fmt: skip
 
 INPUTS = (

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 # tiles.py
-HIDDEN = 'return tl.where(visible, qk, float("-inf"))'
+HIDDEN = 'qk = tl.where(visible, qk, float("-inf"))'
 BIAS = "other=0.0).to(tl.float32) * LOG2E"
 LOG2E = "1.4426950408889634)"
 
 # forward.py: the loop over keys, then what follows it
-MAXIMUM = "m_new = tl.maximum(m_i, tl.max(qk, 1))"
+MAXIMUM = "m_new = tl.maximum(m_i, tl.max(qk, 1) * f)"
 MAXIMUM_LINE = f"        {MAXIMUM}  # [BLOCK_M]\n"
 ALPHA = "alpha = tl.exp2(m_i - m_safe)"
-EXP2 = "p = tl.exp2(qk - m_safe[:, None])"
+EXP2 = "p = tl.exp2(qk * f - m_safe[:, None])"
 P_LOW = "p_low = p.to(v.dtype.element_ty)"
 ROW_SUM = "l_i = l_i * alpha + tl.sum(p, 1)"
-WEIGHT_SUM = "w_i = w_i * alpha + tl.sum(p_low.to(tl.float32), 1)"
+WEIGHT_SUM = (
+    'w_i = tl.dot(p_low, tl.full([BLOCK_N, 16], 1.0, p_low.dtype), w_i * alpha[:, None], input_precision="ieee")'
+)
 ACC = 'acc = tl.dot(p_low, v_tile, acc * alpha[:, None], input_precision="ieee")'
-DENOMINATOR = "tl.where(seen, w_i, 1.0)"
+DENOMINATOR = "tl.where(seen, w, 1.0)"
 LSE_STORE = "lse_tile, mask=offs_m < M)"
 
 # backward.py

@@ -10,11 +10,10 @@ from .source import ATTENTION, BACKWARD, FORWARD, GRADIENTS, OUTPUTS, TILES, Edi
 
 _O = f"tl.div_rn(acc, {DENOMINATOR}[:, None])"
 _DQ_DOT = 'dq_tile = tl.dot(ds.to(k.dtype.element_ty), k_tile, dq_tile, input_precision="ieee")'
-_DK_DOT = 'dk_tile = tl.dot(tl.trans(ds.to(q.dtype.element_ty)), q_tile, dk_tile, input_precision="ieee")'
-_DV_DOT = 'dv_tile = tl.dot(tl.trans(p.to(do.dtype.element_ty)), do_tile, dv_tile, input_precision="ieee")'
+_DK_DOT = 'dk_tile = tl.dot(ds.to(q.dtype.element_ty), q_tile, dk_tile, input_precision="ieee")'
+_DV_DOT = 'dv_tile = tl.dot(p.to(do.dtype.element_ty), do_tile, dv_tile, input_precision="ieee")'
 _DOT = 'tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")'
-_QK = f"qk = {_DOT} * (scale * LOG2E)"
-_QK_ROUNDED = f"{_DOT}.to(q_tile.dtype).to(tl.float32)"
+_DOT_OF_DKDV = 'tl.dot(signed_k, tl.trans(q_tile), input_precision="ieee")'
 
 
 _IN_BF16 = "(dp.to(tl.bfloat16).to(tl.float32) if k.dtype.element_ty == tl.bfloat16 else dp)"
@@ -38,33 +37,46 @@ def _result_rounded(line: str, tensor: str) -> str:
     return f"{name} = {_rounded(value, tensor)}"
 
 
+_UNSCALED = " / (s * 1.4426950408889634)"
+_SCORES_IN_BACKWARD = (
+    Edit(BACKWARD, _DOT, _rounded(_DOT, "q")),
+    Edit(BACKWARD, _DOT_OF_DKDV, _rounded(_DOT_OF_DKDV, "q")),
+)
+
+
+def _scaled(tile: str) -> str:
+    """A tile times the scale and log2(e), rounded to the tile's dtype."""
+    return f"({tile} * (s * 1.4426950408889634)).to({tile}.dtype)"
+
+
 SCORES = (
     Mutant("scores-in-half-in-forward", "llama.cpp #7805, pytorch #119131",
            "The forward pass rounds q.k to the input's dtype, where it may overflow.", OUTPUTS,
            (Edit(FORWARD, _DOT, _rounded(_DOT, "q")),), subtle=True),
     Mutant("scores-in-half", "llama.cpp #7805",
            "Both passes round q.k to the input's dtype.", OUTPUTS,
-           (Edit(FORWARD, _DOT, _rounded(_DOT, "q")), Edit(BACKWARD, _QK, _QK.replace(_DOT, _QK_ROUNDED)))
+           (Edit(FORWARD, _DOT, _rounded(_DOT, "q")), *_SCORES_IN_BACKWARD)
            , subtle=True),
     Mutant("keys-scaled-in-half", "Triton tutorial 06, `arg_k = arg_k * (ctx.sm_scale * RCP_LN2)`",
            "The backward pass multiplies the keys by the scale and rounds them.", GRADIENTS,
-           (Edit(BACKWARD, _QK, 'qk = tl.dot(q_tile, tl.trans((k_tile * (scale * LOG2E)).to(k_tile.dtype)), '
-                 'input_precision="ieee")'),), subtle=True),
+           (Edit(BACKWARD, _DOT, _DOT.replace("k_tile", _scaled("k_tile")) + _UNSCALED),
+            Edit(BACKWARD, _DOT_OF_DKDV, _DOT_OF_DKDV.replace("signed_k", _scaled("signed_k")) + _UNSCALED)),
+           subtle=True),
     Mutant("bias-in-half", "own: a product in the mask's dtype",
            "The bias times log2(e) is rounded to the bias's dtype.", OUTPUTS,
            (Edit(TILES, BIAS,
                  "other=0.0).to(tl.float32) * LOG2E).to(mask.dtype.element_ty).to(tl.float32)"),
-            Edit(TILES, "qk += tl.load(", "qk += (tl.load(")), "an additive bias", subtle=True),
+            Edit(TILES, "qk = qk * f + tl.load(", "qk = qk * f + (tl.load(")), "an additive bias", subtle=True),
 )  # fmt: skip
 
 WEIGHTS = (
     Mutant("exponent-in-half", "own: the argument of a fast exponential",
            "In the forward pass the score less the maximum is rounded to the input's dtype.", ("out",),
            (Edit(FORWARD, EXP2,
-                 "p = tl.exp2((qk - m_safe[:, None]).to(v.dtype.element_ty).to(tl.float32))"),), subtle=True),
+                 "p = tl.exp2((qk * f - m_safe[:, None]).to(v.dtype.element_ty).to(tl.float32))"),), subtle=True),
     Mutant("scores-in-half-in-backward", "own: S kept in half for the backward pass",
            "The backward pass recomputes P from scores rounded to the input's dtype.", GRADIENTS,
-           (Edit(BACKWARD, _QK, f"qk = {_QK_ROUNDED} * (scale * LOG2E)"),), subtle=True),
+           _SCORES_IN_BACKWARD, subtle=True),
     Mutant("ds-of-ten-bits", "own: a narrow format for what goes through shared memory",
            "In the dQ pass dS keeps ten significant bits; fp16 has eleven.", ("dq",),
            (Edit(BACKWARD, "        dq_tile = tl.dot(ds.to",
@@ -127,7 +139,7 @@ STORES = (
            "bf16", subtle=True),
     Mutant("reciprocal-in-half", "own: a reciprocal of the input's dtype",
            "O is multiplied by the reciprocal of the sum, rounded to the input's dtype.", ("out",),
-           (Edit(FORWARD, _O, f"acc * {_rounded('1.0 / tl.where(seen, w_i, 1.0)', 'o')}[:, None]"),), subtle=True),
+           (Edit(FORWARD, _O, f"acc * {_rounded('1.0 / tl.where(seen, w, 1.0)', 'o')}[:, None]"),), subtle=True),
     Mutant("dq-truncated", "ROCm/flash-attention #78",
            "dQ is truncated when it is stored.", ("dq",),
            (Edit(BACKWARD, "dq_tile * scale", _truncated("dq_tile * scale", "q")),), subtle=True),

@@ -25,7 +25,7 @@ RESCALING = (
     Mutant("maximum-lags-a-tile", "own: a pipelined maximum",
            "P of a tile is taken against the maximum of the tiles before it, the sums against the new one.", OUTPUTS,
            (Edit(FORWARD, EXP2,
-                 'p = tl.exp2(qk - tl.where(m_i == float("-inf"), m_safe, m_i)[:, None])'),),
+                 'p = tl.exp2(qk * f - tl.where(m_i == float("-inf"), m_safe, m_i)[:, None])'),),
            "more than one tile of keys"),
 )  # fmt: skip
 
@@ -34,7 +34,7 @@ MAXIMA = (
            "The maximum is taken before the scale: below 0 it is the minimum, and P overflows.", OUTPUTS,
            (Edit(FORWARD, MAXIMUM,
                  'm_new = tl.maximum(m_i, tl.where(scale < 0.0, tl.min(tl.where(qk == float("-inf"), float("inf"), '
-                 'qk), 1), tl.max(qk, 1)))'),), "a scale below 0"),
+                 'qk), 1), tl.max(qk, 1)) * f)'),), "a scale below 0"),
     Mutant("maximum-starts-at-0", "own: zeros where -inf belongs",
            "The running maximum starts at 0, so that rows of very negative logits underflow.", OUTPUTS,
            (Edit(FORWARD, _START, "m_i = tl.zeros([BLOCK_M], tl.float32)"),), "rows of negative logits", subtle=True),
@@ -44,11 +44,12 @@ MAXIMA = (
            "extreme logits with a scale below 0"),
     Mutant("maximum-of-first-tile", "own: a maximum computed once",
            "The maximum is that of the first visible tile; P of later tiles may overflow.", OUTPUTS,
-           (Edit(FORWARD, MAXIMUM, 'm_new = tl.where(m_i == float("-inf"), tl.max(qk, 1), m_i)'),),
+           (Edit(FORWARD, MAXIMUM, 'm_new = tl.where(m_i == float("-inf"), tl.max(qk, 1) * f, m_i)'),),
            "rows that grow by more than 11 after the first tile", subtle=True),
     Mutant("maximum-in-half", "pytorch #121558, torch-mojo #398",
            "The maximum is rounded to the input's dtype, so that P exceeds 1, and overflows for large logits.", OUTPUTS,
-           (Edit(FORWARD, MAXIMUM, "m_new = tl.maximum(m_i, tl.max(qk, 1).to(q.dtype.element_ty).to(tl.float32))"),),
+           (Edit(FORWARD, MAXIMUM,
+                 "m_new = tl.maximum(m_i, (tl.max(qk, 1) * f).to(q.dtype.element_ty).to(tl.float32))"),),
            "large logits: in fp16 infinite, in bf16 off by more than 16", subtle=True),
 )  # fmt: skip
 
@@ -59,17 +60,17 @@ CONSTANTS = (
            "log2(e) is 1.443.", OUTPUTS, (Edit(TILES, LOG2E, "1.443)"),)),
     Mutant("exp2-quadratic", "own: an emulated exponential, a degree too low",
            "2^x is a quadratic polynomial between integers, 0.2 % off.", OUTPUTS,
-           (Edit(FORWARD, "        p = tl.exp2(qk - m_safe[:, None])  # [BLOCK_M, BLOCK_N]\n",
-                 "        x = tl.maximum(qk - m_safe[:, None], -126.0)\n"
+           (Edit(FORWARD, "        p = tl.exp2(qk * f - m_safe[:, None])  # [BLOCK_M, BLOCK_N]\n",
+                 "        x = tl.maximum(qk * f - m_safe[:, None], -126.0)\n"
                  "        r = x - tl.floor(x)\n"
                  "        p = tl.exp2(tl.floor(x)) * (1.0 + r * (0.6565 + r * 0.3435))\n"
                  '        p = tl.where(qk == float("-inf"), 0.0, p)\n'),)),
     Mutant("epsilon-in-the-denominator", "own: a guard against division by 0",
            "O is divided by the sum + 0.001.", ("out",),
-           (Edit(FORWARD, DENOMINATOR, "tl.where(seen, w_i + 0.001, 1.0)"),)),
+           (Edit(FORWARD, DENOMINATOR, "tl.where(seen, w + 0.001, 1.0)"),)),
     Mutant("small-epsilon-in-the-denominator", "own: a guard against division by 0",
            "O is divided by the sum + 0.00015: less than half a unit in the last place of fp16.", ("out",),
-           (Edit(FORWARD, DENOMINATOR, "tl.where(seen, w_i + 0.00015, 1.0)"),), subtle=True),
+           (Edit(FORWARD, DENOMINATOR, "tl.where(seen, w + 0.00015, 1.0)"),), subtle=True),
 )  # fmt: skip
 
 SCALES = (

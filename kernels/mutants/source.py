@@ -21,7 +21,8 @@ from triton.runtime.jit import JITFunction
 
 from .. import backward, forward, tiles
 
-TILES, FORWARD, BACKWARD, ATTENTION = PARTS = ("tiles.py", "forward.py", "backward.py", "attention.py")
+PARTS = ("tiles.py", "schedules.py", "forward.py", "backward.py", "attention.py")
+TILES, SCHEDULES, FORWARD, BACKWARD, ATTENTION = PARTS
 #: which tensors a finding may name: a wrong forward is found there, whatever it does to the gradients
 OUTPUTS, GRADIENTS = ("out", "lse"), ("dq", "dk", "dv")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .places import DENOMINATOR, LN2, MAXIMUM_LINE, P_LOW
-from .source import ATTENTION, BACKWARD, FORWARD, TILES, Edit, Variant
+from .source import ATTENTION, BACKWARD, FORWARD, SCHEDULES, TILES, Edit, Variant
 
 _KEYS = "    for start_n in range(low, high, BLOCK_N):\n        offs_n = start_n + tl.arange(0, BLOCK_N)\n"
 _QUERIES = "        for start_m in range(low, high, BLOCK_M):\n"
@@ -18,7 +18,7 @@ def _tiles(rows: int, columns: int) -> Variant:
     return Variant(
         f"tiles-{rows}x{columns}",
         f"Tiles of {rows} queries and {columns} keys.",
-        (Edit(ATTENTION, "        return 32, 32\n", f"        return {rows}, {columns}\n"),),
+        (Edit(SCHEDULES, "BLOCK_M=32, BLOCK_N=32", f"BLOCK_M={rows}, BLOCK_N={columns}"),),
     )
 
 
@@ -46,28 +46,28 @@ VARIANTS = (
                   '    m_safe = tl.where(m_both == float("-inf"), 0.0, m_both)\n'
                   "    first, second = tl.exp2(m_half - m_safe), tl.exp2(m_i - m_safe)\n"
                   "    l_i = l_half * first + l_i * second\n"
-                  "    w_i = w_half * first + w_i * second\n"
+                  "    w_i = w_half * first[:, None] + w_i * second[:, None]\n"
                   "    acc = acc_half * first[:, None] + acc * second[:, None]\n"
                   "    m_i = m_both\n"
                   "    seen = l_i > 0.0\n"))),
     Variant("conditional-rescale",
             "As in FlashAttention-4: a row is rescaled only when its maximum grows by more than 2^8; P may reach 2^8.",
             (Edit(FORWARD, MAXIMUM_LINE,
-                  "        top = tl.max(qk, 1)  # [BLOCK_M]\n"
+                  "        top = tl.max(qk, 1) * f  # [BLOCK_M]\n"
                   "        m_new = tl.where(top > m_i + 8.0, top, m_i)  # -inf + 8 is -inf\n"),)),
     Variant("p-fp32", "P is not rounded: its product with V is fp32, in both passes.",
             (Edit(FORWARD, P_LOW, "p_low = p"),
              Edit(FORWARD, "acc = tl.dot(p_low, v_tile,", "acc = tl.dot(p_low, v_tile.to(tl.float32),"),
-             Edit(BACKWARD, "tl.dot(tl.trans(p.to(do.dtype.element_ty)), do_tile,",
-                  "tl.dot(tl.trans(p), do_tile.to(tl.float32),"))),
+             Edit(BACKWARD, "tl.dot(p.to(do.dtype.element_ty), do_tile,", "tl.dot(p, do_tile.to(tl.float32),"))),
     Variant("ds-fp32", "dS is not rounded: its products with K and Q are fp32.",
-            (Edit(BACKWARD, "tl.dot(tl.trans(ds.to(q.dtype.element_ty)), q_tile,",
-                  "tl.dot(tl.trans(ds), q_tile.to(tl.float32),"),
+            (Edit(BACKWARD, "tl.dot(ds.to(q.dtype.element_ty), q_tile,", "tl.dot(ds, q_tile.to(tl.float32),"),
              Edit(BACKWARD, "tl.dot(ds.to(k.dtype.element_ty), k_tile,", "tl.dot(ds, k_tile.to(tl.float32),"))),
     Variant("natural-exp", "Logits, exponentials and logarithms in base e, in both passes.",
             (Edit(TILES, "LOG2E = tl.constexpr(1.4426950408889634)", "LOG2E = tl.constexpr(1.0)"),
              Edit(FORWARD, "alpha = tl.exp2(", "alpha = tl.exp("), Edit(FORWARD, "p = tl.exp2(", "p = tl.exp("),
-             Edit(FORWARD, "tl.log2(l_i)", "tl.log(l_i)"), Edit(BACKWARD, "return tl.exp2(", "return tl.exp("),
+             Edit(FORWARD, "tl.log2(l_i)", "tl.log(l_i)"),
+             Edit(BACKWARD, "tl.exp2(qk * f - lse_tile[:", "tl.exp(qk * f - lse_tile[:"),
+             Edit(BACKWARD, "tl.exp2(qk * f - lse_tile[None", "tl.exp(qk * f - lse_tile[None"),
              Edit(ATTENTION, LN2, "LN2 = 1.0"))),
     Variant("divide-by-unrounded-sum", "O is divided by the sum of P before rounding, as in most kernels.",
             (Edit(FORWARD, DENOMINATOR, "tl.where(seen, l_i, 1.0)"),)),

@@ -200,3 +200,11 @@ def test_a_byte_and_an_argument_of_one_stay_a_byte():
     assert out.tolist() == [-128] * 4
     next_byte[(1,)](x, out, 2, BLOCK=4)
     assert out.tolist() == [129] * 4
+
+
+def test_what_a_gpu_compiled_is_never_launched_on_tensors_of_ours():
+    """Triton keeps kernels by device: those that are interpreted are under a number that no GPU has."""
+    x = torch.zeros(4)
+    axpy[(1,)](x, x, torch.empty(4), 4, 1.0, BLOCK=16)
+    assert axpy.device_caches
+    assert all(device < 0 for device in axpy.device_caches)

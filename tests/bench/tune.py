@@ -1,0 +1,141 @@
+"""Times the bundled kernels in every schedule on this GPU, beside torch's: `python tests/bench/tune.py`.
+
+Each schedule is compiled in one of several processes, then timed in this one, forward, dK/dV and dQ apart.  Prints
+for each kernel, head dimension and mask the fastest schedules, and lines for the table in `kernels/schedules.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import torch
+from triton.testing import do_bench
+
+from flashproof.kernels import attention as bundled
+from flashproof.kernels import schedules
+
+Schedule = tuple[int, int, int, int, int | None]
+B, H, N = 4, 16, 4096
+
+
+def choices(kernel: str, head_dim: int) -> list[Schedule]:
+    rows, columns = ((64, 128, 256), (32, 64, 128)) if kernel != "dkdv" else ((32, 64, 128), (64, 128))
+    stages = (2, 3, 4) if kernel == "forward" else (1, 2, 3)
+    every = itertools.product(rows, columns, (4, 8), stages, (None, 128))
+    return [s for s in every if s[0] * s[1] <= 16384 and (s[0] * s[1] >= 4096)]
+
+
+def tensors(head_dim: int, length: int, heads: int = H, batch: int = B) -> list[torch.Tensor]:
+    return [torch.randn(batch, heads, length, head_dim, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
+
+
+def call(kernel: str, chosen: Schedule, x: list[torch.Tensor], causal: bool):
+    """A function that launches one kernel in one schedule."""
+    q, k, v, do = x
+    launch = bundled.Launch(scale=q.shape[3] ** -0.5, mask=None, key_lengths=None, diagonal=0, left=None,
+                            right=0 if causal else None, tiles=None)  # fmt: skip
+    names = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages", "maxnreg")
+    launch = Fixed(launch, dict(zip(names, chosen, strict=True)))
+    if kernel == "forward":
+        return lambda: bundled.forward(q, k, v, launch)
+    o, lse = torch.empty_like(q), torch.zeros(q.shape[:3], device="cuda")
+    delta = torch.zeros_like(lse)
+    common = launch.arguments(q, k) | bundled.rows(q, k, v, do)
+    mask, lengths, strides = launch.pointers(lse)
+    given = (*q.stride(), *k.stride(), *v.stride(), *do.stride(), *strides, *lse.stride())
+    if kernel == "dq":
+        grid = bundled._grid(q.shape[2], chosen[0], q.shape[1], q.shape[0])
+        return lambda: bundled.backward_dq[grid](q, k, v, do, mask, lengths, lse, delta, o, *given, *o.stride(),
+                                                 **common, **launch.chosen)  # fmt: skip
+    dk, dv = torch.empty_like(k), torch.empty_like(v)
+    grid = bundled._grid(k.shape[2], chosen[1], k.shape[1], k.shape[0])
+    return lambda: bundled.backward_dkdv[grid](q, k, v, do, mask, lengths, lse, delta, dk, dv, *given, *dk.stride(),
+                                               *dv.stride(), **common, **launch.chosen)  # fmt: skip
+
+
+class Fixed:
+    """A launch in a schedule of ours."""
+
+    def __init__(self, launch: bundled.Launch, chosen: dict[str, int]) -> None:
+        self._launch, self.chosen = launch, chosen
+        self.arguments, self.pointers = launch.arguments, launch.pointers
+
+    def schedule(self, kernel: str, q: torch.Tensor) -> dict[str, int]:
+        return self.chosen
+
+
+def compiles(task: tuple[str, int, bool, Schedule]) -> bool:
+    kernel, head_dim, causal, chosen = task
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        try:
+            call(kernel, chosen, tensors(head_dim, 256, 1, 1), causal)()
+            torch.cuda.synchronize()
+        except Exception:
+            return False
+    return True
+
+
+def torch_times(head_dim: int, causal: bool) -> dict[str, dict[str, float]]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    found: dict[str, dict[str, float]] = {}
+    for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION"):
+        try:
+            with sdpa_kernel(getattr(SDPBackend, name)):
+                q, k, v, do = (x.requires_grad_() for x in tensors(head_dim, N))
+                sdpa = torch.nn.functional.scaled_dot_product_attention
+                forward = do_bench(lambda q=q, k=k, v=v: sdpa(q, k, v, is_causal=causal), return_mode="median")
+                o = sdpa(q, k, v, is_causal=causal)
+                back = do_bench(lambda o=o, do=do: o.backward(do, retain_graph=True), grad_to_none=[q, k, v],
+                                return_mode="median")  # fmt: skip
+                found[name] = {"forward": forward, "backward": back}
+        except Exception as e:
+            print(name, e)
+    return found
+
+
+def rate(milliseconds: float, head_dim: int, causal: bool, products: int) -> float:
+    return 2 * products * B * H * N * N * head_dim * (0.5 if causal else 1) / milliseconds * 1e-9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--kernels", nargs="+", default=["forward", "dkdv", "dq"])
+    parser.add_argument("--dims", nargs="+", type=int, default=[64, 128])
+    a = parser.parse_args()
+    tasks = [(kernel, d, causal, s) for kernel in a.kernels for d in a.dims for causal in (False, True)
+             for s in choices(kernel, d)]  # fmt: skip
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        works = dict(zip(tasks, pool.map(compiles, tasks, chunksize=4), strict=True))
+    print(f"{sum(works.values())} of {len(tasks)} compile", flush=True)
+    times: dict[tuple[str, int, bool], list[tuple[float, Schedule]]] = {}
+    for d in a.dims:
+        for causal in (False, True):
+            for name, t in torch_times(d, causal).items():
+                print(f"D {d} causal {causal} {name}: forward {t['forward']:.3f} ms "
+                      f"({rate(t['forward'], d, causal, 2):.0f} TFLOP/s), backward {t['backward']:.3f} ms "
+                      f"({rate(t['backward'], d, causal, 5):.0f})", flush=True)  # fmt: skip
+            x = tensors(d, N)
+            for kernel in a.kernels:
+                found = times[kernel, d, causal] = []
+                for s in choices(kernel, d):
+                    if works[kernel, d, causal, s]:
+                        found.append((do_bench(call(kernel, s, x, causal), warmup=10, rep=40, return_mode="median"), s))
+                found.sort()
+                products = {"forward": 2, "dkdv": 4, "dq": 3}[kernel]
+                print(f"  {kernel}", "; ".join(f"{s} {t:.3f} ms {rate(t, d, causal, products):.0f}"
+                                               for t, s in found[:5]), flush=True)  # fmt: skip
+    if a.out:
+        a.out.write_text(json.dumps([[*key, value] for key, value in times.items()]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Worker processes: whose fault it is when one of them can do no more."""
+
+from collections.abc import Iterator
+
+import pytest
+from flashproof.verify.case import Case
+from flashproof.verify.inputs import build
+from flashproof.verify.pool import Pool
+from flashproof.verify.problems import FlashproofError
+
+PLAIN = Case(B=1, H=1, HK=1, M=8, N=8, D=16, dtype="fp16", regime="normal", seed=0, backward=False)
+
+# What an illegal access does to a CUDA context, without a GPU: every later call to the device fails, in this process.
+_BREAKS = """
+import torch
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+
+def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    if {when}:
+        def synchronize():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, synchronize
+        synchronize()
+    return sdpa(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+"""
+
+
+@pytest.fixture
+def pool_of(tmp_path) -> Iterator:
+    started = []
+
+    def start(when: str, workers: int) -> Pool:
+        (tmp_path / "kernel.py").write_text(_BREAKS.format(when=when))
+        started.append(Pool(f"{tmp_path / 'kernel.py'}:attention", "cpu", workers, 60.0))
+        return started[-1]
+
+    yield start
+    for pool in started:
+        pool.stop()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_broken_cuda_context_costs_one_case(pool_of, workers):
+    """The cases that its worker had before it are done, in order, by others."""
+    cases = [PLAIN.with_(seed=n, M=9 if n == 3 else 8) for n in range(8)]
+    results = list(pool_of("query.shape[2] == 9", workers).evaluate(cases, "survey", stores=False))
+    assert [r.case for r in results] == cases
+    assert [r.status for r in results] == ["ok"] * 3 + ["raised"] + ["ok"] * 4
+    assert "illegal memory access" in (results[3].rows[0].message or "")
+
+
+def _seed(implementation, device, case):
+    implementation(case, build(case))
+    return case.seed
+
+
+def test_a_call_goes_to_a_worker_that_lives(pool_of):
+    pool = pool_of("query.shape[2] == 9", 1)
+    assert pool.one(PLAIN.with_(M=9), "survey", stores=False).status == "raised"
+    assert pool.call(_seed, PLAIN.with_(seed=5)) == 5
+    assert pool.one(PLAIN.with_(M=9), "survey", stores=False).status == "raised"
+    assert [x for _, x in pool.calls(_seed, [PLAIN.with_(seed=n) for n in range(3)])] == [0, 1, 2]
+
+
+_DEAD = """
+
+def dead():
+    raise RuntimeError("CUDA error: unspecified launch failure")
+
+
+torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, dead
+"""
+
+
+def test_a_device_that_answers_nobody_ends_the_run(tmp_path):
+    """Every worker finds the device dead before its first task."""
+    (tmp_path / "dead.py").write_text(_BREAKS.format(when="False") + _DEAD)
+    pool = Pool(f"{tmp_path / 'dead.py'}:attention", "cpu", 1, 60.0)
+    try:
+        with pytest.raises(FlashproofError, match="answers no process"):
+            list(pool.evaluate([PLAIN], "survey", stores=False))
+    finally:
+        pool.stop()
