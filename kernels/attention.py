@@ -37,14 +37,14 @@ class Launch:
             scale=self.scale, M=q.shape[2], N=k.shape[2], HEAD_DIM=q.shape[3], GROUP=q.shape[1] // k.shape[1],
             diagonal=self.diagonal, has_lengths=int(self.key_lengths is not None),
             left=UNBOUNDED if self.left is None else self.left, right=UNBOUNDED if self.right is None else self.right,
-            BAND=self.left is not None or self.right is not None,
+            BAND=any(x is not None for x in (self.left, self.right, self.mask)),  # a mask: one kernel less to compile
             MASK_KIND=_MASK_KIND[None if self.mask is None else self.mask.dtype == torch.bool],
         )  # fmt: skip
 
     def pointers(self, stand_in: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """Mask, key lengths and the mask's strides; an absent tensor is stood in for, and never read."""
         mask = stand_in if self.mask is None else self.mask
-        lengths = stand_in if self.key_lengths is None else self.key_lengths
+        lengths = stand_in.view(torch.int32) if self.key_lengths is None else self.key_lengths
         return mask, lengths, (0, 0, 0, 0) if self.mask is None else self.mask.stride()
 
     def schedule(self, kernel: Kernel, q: Tensor) -> dict[str, Any]:

@@ -28,13 +28,15 @@ def schedule(kernel: Kernel, block_d: int, dtype: torch.dtype, device: torch.dev
     tuned = dtype.itemsize == 2 and not masked and _capability(device) == (9, 0)
     found = HOPPER.get((kernel, block_d)) if tuned else None
     names = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages", "maxnreg")
-    return dict(zip(names, found or _by_size(block_d, dtype.itemsize), strict=True))
+    return dict(zip(names, found or _by_size(kernel, block_d, dtype.itemsize), strict=True))
 
 
-def _by_size(block_d: int, itemsize: int) -> tuple[int, int, int, int, int | None]:
+def _by_size(kernel: Kernel, block_d: int, itemsize: int) -> tuple[int, int, int, int, int | None]:
     """Where nobody tuned: at most 99 KiB of shared memory, which every device since Ampere has."""
     if itemsize == 2:
         rows, columns = (64, 64) if block_d <= 64 else (64, 32) if block_d <= 128 else (32, 32)
+        if kernel == "dkdv":  # whose logits are transposed: Hopper's instruction has at least 64 rows
+            rows, columns = columns, rows
         return rows, columns, 4, 2, None
     rows, columns = (32, 32) if block_d <= 64 else (16, 32) if block_d <= 128 else (16, 16)
     return rows, columns, 4, 1, None

@@ -20,6 +20,7 @@ from . import interrupts
 from .cli_budget import budget
 from .cli_compare import compare
 from .cli_gate import VERDICT_CODES, budgets_option, gate, report, write_reports
+from .cli_hardware import bench, silicon
 from .cli_reproduce import reproduce
 from .cli_selftest import selftest
 from .problems import (
@@ -292,12 +293,14 @@ def truth(seed: int, bits: int) -> None:
     sys.exit(PASS if all(r.straight for r in rows) else FAIL)
 
 
+cli.add_command(bench)
 cli.add_command(budget)
 cli.add_command(compare)
 cli.add_command(gate)
 cli.add_command(report)
 cli.add_command(reproduce)
 cli.add_command(selftest)
+cli.add_command(silicon)
 
 
 def main() -> None:

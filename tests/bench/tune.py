@@ -11,32 +11,35 @@ import itertools
 import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
+from functools import partial
 from pathlib import Path
 
 import torch
-from triton.testing import do_bench
-
 from flashproof.kernels import attention as bundled
-from flashproof.kernels import schedules
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from triton.testing import do_bench
 
 Schedule = tuple[int, int, int, int, int | None]
 B, H, N = 4, 16, 4096
 
 
-def choices(kernel: str, head_dim: int) -> list[Schedule]:
+def choices(kernel: str) -> list[Schedule]:
+    """Every schedule that is worth a try."""
     rows, columns = ((64, 128, 256), (32, 64, 128)) if kernel != "dkdv" else ((32, 64, 128), (64, 128))
     stages = (2, 3, 4) if kernel == "forward" else (1, 2, 3)
     every = itertools.product(rows, columns, (4, 8), stages, (None, 128))
-    return [s for s in every if s[0] * s[1] <= 16384 and (s[0] * s[1] >= 4096)]
+    return [s for s in every if 4096 <= s[0] * s[1] <= 16384]
 
 
 def tensors(head_dim: int, length: int, heads: int = H, batch: int = B) -> list[torch.Tensor]:
     return [torch.randn(batch, heads, length, head_dim, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
 
 
-def call(kernel: str, chosen: Schedule, x: list[torch.Tensor], causal: bool):
+def call(kernel: str, chosen: Schedule, x: list[torch.Tensor], causal: bool) -> Callable[[], object]:
     """A function that launches one kernel in one schedule."""
     q, k, v, do = x
     launch = bundled.Launch(scale=q.shape[3] ** -0.5, mask=None, key_lengths=None, diagonal=0, left=None,
@@ -77,27 +80,22 @@ def compiles(task: tuple[str, int, bool, Schedule]) -> bool:
         try:
             call(kernel, chosen, tensors(head_dim, 256, 1, 1), causal)()
             torch.cuda.synchronize()
-        except Exception:
+        except Exception:  # noqa: BLE001  (more shared memory than there is, or more than the compiler takes)
             return False
     return True
 
 
-def torch_times(head_dim: int, causal: bool) -> dict[str, dict[str, float]]:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    found: dict[str, dict[str, float]] = {}
+def torch_times(head_dim: int, causal: bool) -> dict[str, tuple[float, float]]:
+    """Forward and backward of torch's backends, in milliseconds."""
+    found = {}
     for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION"):
-        try:
-            with sdpa_kernel(getattr(SDPBackend, name)):
-                q, k, v, do = (x.requires_grad_() for x in tensors(head_dim, N))
-                sdpa = torch.nn.functional.scaled_dot_product_attention
-                forward = do_bench(lambda q=q, k=k, v=v: sdpa(q, k, v, is_causal=causal), return_mode="median")
-                o = sdpa(q, k, v, is_causal=causal)
-                back = do_bench(lambda o=o, do=do: o.backward(do, retain_graph=True), grad_to_none=[q, k, v],
-                                return_mode="median")  # fmt: skip
-                found[name] = {"forward": forward, "backward": back}
-        except Exception as e:
-            print(name, e)
+        with sdpa_kernel(getattr(SDPBackend, name)):
+            *leaves, do = tensors(head_dim, N)
+            leaves = [x.requires_grad_() for x in leaves]
+            forward = partial(scaled_dot_product_attention, *leaves, is_causal=causal)
+            backward = partial(forward().backward, do, retain_graph=True)
+            found[name] = (do_bench(forward, return_mode="median"),
+                           do_bench(backward, grad_to_none=leaves, return_mode="median"))  # fmt: skip
     return found
 
 
@@ -112,24 +110,23 @@ def main() -> None:
     parser.add_argument("--dims", nargs="+", type=int, default=[64, 128])
     a = parser.parse_args()
     tasks = [(kernel, d, causal, s) for kernel in a.kernels for d in a.dims for causal in (False, True)
-             for s in choices(kernel, d)]  # fmt: skip
+             for s in choices(kernel)]  # fmt: skip
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         works = dict(zip(tasks, pool.map(compiles, tasks, chunksize=4), strict=True))
     print(f"{sum(works.values())} of {len(tasks)} compile", flush=True)
     times: dict[tuple[str, int, bool], list[tuple[float, Schedule]]] = {}
     for d in a.dims:
         for causal in (False, True):
-            for name, t in torch_times(d, causal).items():
-                print(f"D {d} causal {causal} {name}: forward {t['forward']:.3f} ms "
-                      f"({rate(t['forward'], d, causal, 2):.0f} TFLOP/s), backward {t['backward']:.3f} ms "
-                      f"({rate(t['backward'], d, causal, 5):.0f})", flush=True)  # fmt: skip
+            for name, (forward, backward) in torch_times(d, causal).items():
+                print(f"D {d} causal {causal} {name}: forward {forward:.3f} ms "
+                      f"({rate(forward, d, causal, 2):.0f} TFLOP/s), backward {backward:.3f} ms "
+                      f"({rate(backward, d, causal, 5):.0f})", flush=True)  # fmt: skip
             x = tensors(d, N)
             for kernel in a.kernels:
-                found = times[kernel, d, causal] = []
-                for s in choices(kernel, d):
-                    if works[kernel, d, causal, s]:
-                        found.append((do_bench(call(kernel, s, x, causal), warmup=10, rep=40, return_mode="median"), s))
-                found.sort()
+                found = times[kernel, d, causal] = sorted(
+                    (do_bench(call(kernel, s, x, causal), warmup=10, rep=40, return_mode="median"), s)
+                    for s in choices(kernel) if works[kernel, d, causal, s]
+                )  # fmt: skip
                 products = {"forward": 2, "dkdv": 4, "dq": 3}[kernel]
                 print(f"  {kernel}", "; ".join(f"{s} {t:.3f} ms {rate(t, d, causal, products):.0f}"
                                                for t, s in found[:5]), flush=True)  # fmt: skip

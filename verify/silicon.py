@@ -1,0 +1,161 @@
+"""The same kernel on a GPU and interpreted: how far apart, and what only hardware shows (`flashproof silicon`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from ..kernels.interpreter import arithmetics
+from ..reference import attention as truth_of
+from ..reference.masks import Mask
+from ..reports.hardware import ULP_BINS, Bias, Distance, Exact
+from .case import UNIT_ROUNDOFF, Case, DType
+from .draws import Draws
+from .evaluate import inputs_for
+from .exact import run_in
+from .expected import dtype_of
+from .implementation import Implementation
+from .inputs import DTYPES
+from .outputs import RefusedError
+
+ARITHMETICS = {"ieee": arithmetics.ieee, "tensor_core": arithmetics.tensor_core}
+SAME, OWN = "the same", "its own"  # tiles
+INTERPRETED_TILES = (32, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """One tensor of one case: elements by distance, and the RMS of the difference over the RMS error on the GPU."""
+
+    arithmetic: str
+    tiles: str
+    tensor: str
+    dtype: str
+    counts: tuple[int, ...]
+    beside_error: float | None
+
+
+def distances_of(implementation: Implementation, device: str, case: Case) -> list[Apart]:
+    """One case on the GPU, in the interpreter's tiles and in its own, and interpreted in each arithmetic."""
+    inputs = inputs_for(case, implementation, device)
+    try:
+        compiled = {OWN: implementation(case, inputs).tensors()}
+        if "tiles" in implementation.options:
+            tiled = replace(implementation, function=partial(implementation.function, tiles=INTERPRETED_TILES))
+            compiled[SAME] = tiled(case, inputs).tensors()
+        truth = _truth(case, inputs_for(case, implementation, device))
+        found = []
+        for name, arithmetic in ARITHMETICS.items():
+            _, outputs = run_in(arithmetic(), implementation, case)
+            for tiles, tensors in compiled.items():
+                for tensor, x in tensors.items():
+                    y = outputs.tensors()[tensor].to(x.device)
+                    found.append(_apart(name, tiles, tensor, case, x, y, truth[tensor]))
+    except RefusedError:
+        return []
+    return found
+
+
+def _truth(case: Case, inputs: object) -> dict[str, Tensor]:
+    q, k, v, do, mask = (getattr(inputs, n) for n in ("q", "k", "v", "do", "mask"))
+    fwd = truth_of.forward(q, k, v, mask, case.softmax_scale)
+    found = {"out": fwd.o, "lse": fwd.lse}
+    if case.backward:
+        g = truth_of.backward(q, k, v, do, mask, case.softmax_scale)
+        found |= {"dq": g.dq, "dk": g.dk, "dv": g.dv}
+    return found
+
+
+def _apart(arithmetic: str, tiles: str, tensor: str, case: Case, x: Tensor, y: Tensor, truth: Tensor) -> Apart:
+    apart = ulps_between(x, y)
+    edges = [int((apart <= bound).sum()) for bound in ULP_BINS]
+    counts = tuple(b - a for a, b in zip([0, *edges], edges, strict=False))
+    difference, error = (_rms(x.double() - other.double()) for other in (y, truth))
+    beside = difference / error if error > 0 and math.isfinite(difference) else None
+    name = "fp32" if dtype_of(tensor, case) == torch.float32 else case.dtype
+    return Apart(arithmetic, tiles, tensor, name, counts, beside)
+
+
+def ulps_between(x: Tensor, y: Tensor) -> Tensor:
+    """How many numbers of their dtype lie between two tensors, and one; 0 for the same bits, and for -0 and 0."""
+    kind = {2: torch.int16, 4: torch.int32}[x.element_size()]
+    ordered = [t.contiguous().view(kind).long() for t in (x, y)]
+    # neighbouring numbers get neighbouring integers, negative ones counted down from zero
+    ordered = [torch.where(t < 0, torch.iinfo(kind).min - t, t) for t in ordered]
+    return (ordered[0] - ordered[1]).abs()
+
+
+def _rms(x: Tensor) -> float:
+    x = x[torch.isfinite(x)]
+    return float(x.square().mean().sqrt()) if x.numel() else 0.0
+
+
+def summed(found: list[Apart]) -> tuple[Distance, ...]:
+    """Over cases, by arithmetic, tiles, tensor and dtype."""
+    groups: dict[tuple[str, str, str, str], list[Apart]] = {}
+    for a in found:
+        groups.setdefault((a.arithmetic, a.tiles, a.tensor, a.dtype), []).append(a)
+    distances = []
+    for (arithmetic, tiles, tensor, dtype), members in sorted(groups.items()):
+        totals = [sum(c) for c in zip(*(m.counts for m in members), strict=True)]
+        elements = max(1, sum(totals))
+        ratios = [m.beside_error for m in members if m.beside_error is not None]
+        distances.append(Distance(
+            arithmetic=arithmetic, tiles=tiles, tensor=tensor, dtype=dtype, cases=len(members), elements=elements,
+            shares=tuple(t / elements for t in totals), beside_error=median(ratios) if ratios else None,
+        ))  # fmt: skip
+    return tuple(distances)
+
+
+# -- what only hardware shows ------------------------------------------------------------------------------------------
+
+
+def bias_of(implementation: Implementation, device: str, dtype: DType, N: int) -> Bias:
+    """Values in [1, 2): what is lost when a tensor core's sums are truncated has a sign.  64 queries of 8 heads."""
+    H, M, D = 8, 64, 64
+    draws, place = Draws(N, "silicon", "bias"), torch.device(device)
+    q, k = (torch.from_numpy(draws.normal(1, H, n, D)).to(place, DTYPES[dtype]) for n in (M, N))
+    v = torch.from_numpy(1.0 + draws.uniform(1, H, N, D)).to(place, DTYPES[dtype])
+    out = implementation.function(q, k, v)
+    out = out[0] if isinstance(out, tuple) else out
+    truth = truth_of.forward(q, k, v, Mask(), D**-0.5).o
+    relative = ((out.double() - truth) / truth).mean((0, 2, 3))  # [H]
+    return Bias(implementation=implementation.name, dtype=dtype, N=N, elements=out.numel(),
+                mean=float(relative.mean()), spread=float(relative.std()) / H**0.5,
+                rounding=UNIT_ROUNDOFF[dtype])  # fmt: skip
+
+
+def exact_of(implementation: Implementation, device: str, dtype: DType) -> Exact:
+    """Logits are integers in base 2, so P is a power of two, and sums of P and of P V are exact in fp32.
+
+    What is left is one correctly rounded division, and the rounding of its result: both are known.
+    """
+    mismatches = elements = 0
+    for seed in range(8):
+        draws, place = Draws(seed, "silicon", "exact"), torch.device(device)
+        shapes = ((2, 4, 100, 32), (2, 4, 130, 32), (2, 4, 130, 32))
+        q, k, v = (torch.from_numpy(draws.integers(-1, 2, math.prod(s)).reshape(s)).double() for s in shapes)
+        s = torch.einsum("bhid,bhjd->bhij", q[..., :4], k[..., :4])  # of -4 to 4: what lies below them stays exact
+        p = torch.exp2(s - s.amax(-1, keepdim=True))
+        want = (torch.einsum("bhij,bhjd->bhid", p, v) / p.sum(-1, keepdim=True)).float().to(DTYPES[dtype])
+        k[..., 4:] = 0
+        given = (x.to(place, DTYPES[dtype]) for x in (q, k, v))
+        out = implementation.function(*given, scale=math.log(2.0))
+        out = out[0] if isinstance(out, tuple) else out
+        mismatches += int((out.cpu() != want).sum())
+        elements += want.numel()
+    return Exact(dtype=dtype, elements=elements, mismatches=mismatches)
+
+
+def cases_of(implementation: Implementation, seed: int, count: int) -> Iterator[Case]:
+    """Cases of the survey with a result."""
+    from .profiles import PROFILES
+    from .survey import survey
+
+    return survey(implementation, PROFILES["ci"], seed, count=count)
