@@ -20,7 +20,7 @@ from markupsafe import Markup
 from . import algebra, figures, overview, words
 from .points import Choice, choose
 from .record import Cell, Check, Finding, Run, Share
-from .templates import fitting, style, template, text_of
+from .templates import SIZE, fitting, sized, style, template, text_of
 
 MAX_BYTES = 2_000_000
 
@@ -48,7 +48,7 @@ def render(runs: Sequence[Run]) -> str:
     """The report on one run, or on several side by side, at most about MAX_BYTES long."""
     if not runs:
         raise ValueError("no run to report on: give at least one")
-    return fitting((_page(runs, budget) for budget in _BUDGETS), MAX_BYTES)
+    return fitting((sized(_page(runs, budget)) for budget in _BUDGETS), MAX_BYTES)
 
 
 def _page(runs: Sequence[Run], budget: _Budget) -> str:
@@ -306,6 +306,7 @@ def _template() -> jinja2.Template:
         },
         kinds=algebra.KINDS,
         bins=figures.ULP_BINS,
+        size=SIZE,
         style=style(),
         libraries=[_library("d3.min.js", "LICENSE-d3"), _library("plot.umd.min.js", "LICENSE-plot")],
         script=text_of("page.js"),

@@ -346,6 +346,7 @@
       console.error(error);
     }
   };
+  let drawnAfter = 0; // ms
   const watch = new ResizeObserver((entries) => {
     for (const { target, contentRect } of entries) {
       const width = Math.round(contentRect.width);
@@ -353,6 +354,8 @@
       target.drawnAt = width;
       draw(target);
     }
+    drawnAfter ||= performance.now();
+    tellTime();
   });
   for (const element of document.querySelectorAll(".drawing")) watch.observe(element);
   for (const control of [scatterAxis, scatterRegime]) {
@@ -362,6 +365,16 @@
       draw(document.getElementById("scatter-drawing"));
     });
   }
+
+  // In the footer, what this page took to load and its figures to draw; where a browser cannot tell, nothing.
+  function tellTime() {
+    const loaded = performance.getEntriesByType?.("navigation")[0]?.loadEventEnd;
+    if (!loaded) return; // not over yet, or not told
+    const seconds = (ms) => `${(ms / 1000).toFixed(2)}\u00a0s`;
+    const said = [`, loaded in ${seconds(loaded)}`, ...(drawnAfter ? [`figures drawn after ${seconds(drawnAfter)}`] : [])];
+    document.getElementById("load").textContent = said.join(", ");
+  }
+  addEventListener("load", () => setTimeout(tellTime)); // the event's own end is known after it
 
   // ------------------------------------------------------------------------------------------------ copying
 

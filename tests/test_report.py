@@ -36,6 +36,7 @@ from flashproof.reports.record import (
     Verdict,
 )
 from flashproof.reports.summary import github_annotations, summary
+from flashproof.reports.templates import SIZE, sized
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -932,6 +933,27 @@ def test_ratios(value: float | None, text: str) -> None:
     assert words.ratio(value) == text
 
 
+@pytest.mark.parametrize(("n", "text"), [(1, "1 byte"), (640, "640 bytes"), (48_300, "48 kB"), (1_107_550, "1.1 MB")])
+def test_sizes(n: int, text: str) -> None:
+    assert words.size(n) == text
+
+
+@pytest.mark.parametrize("name", ["one case", "hostile", "two runs"])
+def test_a_page_tells_its_own_size(name: str) -> None:
+    page = render(UNUSUAL[name]())
+    (told,) = re.findall(r'<span id="size">(.*?)</span>', page)
+    assert told == f"{words.size(len(page.encode()))} ({words.plural(len(page.encode()), 'byte')})"
+
+
+def test_a_size_counts_its_own_figures() -> None:
+    """Where they make the page longer by a digit."""
+    for n in (*range(9_960, 10_000), *range(99_960, 100_000)):
+        page = sized("x" * n + SIZE)
+        assert words.plural(len(page.encode()), "byte") in page
+    with pytest.raises(ValueError, match="no place"):
+        sized("x")
+
+
 def test_replay_is_quoted_for_a_shell() -> None:
     import shlex
 
@@ -1176,6 +1198,17 @@ def test_the_scatter_plot_can_be_drawn_against_sizes_and_of_one_regime(opened: O
     assert trouble == []
 
 
+@pytest.mark.parametrize("name", ["six runs", "nothing measured"])
+def test_the_footer_tells_how_long_the_page_took(opened: Opened, name: str) -> None:
+    page, trouble = opened(render(UNUSUAL[name]()))
+    footer = page.locator("footer").inner_text()
+    print(footer)  # noqa: T201  (a duration is shown, never asserted: it is the machine's)
+    (size,) = re.findall(r"\(([\d\s]+) bytes\), loaded in \d+\.\d\d\ss", footer)
+    assert 100_000 < int("".join(size.split())) <= MAX_BYTES
+    assert ("figures drawn after" in footer) == (name == "six runs")
+    assert trouble == []
+
+
 def test_tables_need_no_script(opened: Opened) -> None:
     page, trouble = opened(render([with_algebra(make_run(), EQUAL)]), java_script_enabled=False)
     assert page.locator("table").count() >= 10
@@ -1185,6 +1218,7 @@ def test_tables_need_no_script(opened: Opened) -> None:
     assert page.locator("#sites table").is_visible()
     assert page.locator("#exact table").first.is_visible()
     assert page.locator("noscript .warning").is_visible()
+    assert re.search(r"This page: .*bytes\)\.$", page.locator("footer").inner_text())
     assert not page.locator(".controls").first.is_visible()
     assert not page.locator(".copy").first.is_visible()
     assert trouble == []
