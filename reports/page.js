@@ -249,6 +249,45 @@
     });
   };
 
+  // A curve per series over the eighths of something, and a thin one for what it is compared with.
+  const alongEighths = (found, { values, band = () => null, usual, top, text, label, name = String }) => (element) => {
+    const high = Math.max(top, ...found.flatMap((d) => (band(d) ?? values(d).map((x) => [x, x])).map(([, x]) => x)).filter(finite));
+    const step = [0.05, 0.1, 0.2, 0.5, 1].find((x) => high / x <= 4) ?? 2;
+    multiples(element, distinct(found.map((d) => d[0])), (panel, width, cell) => {
+      const marks = [], hover = [];
+      const own = found.filter((d) => d[0] === panel);
+      for (const d of own.toReversed()) { // the first series is drawn last, on top
+        const s = series[d[1]], between = band(d);
+        if (between) marks.push(Plot.areaY(between, { x: (_, i) => i + 1, y1: (q) => q[0], y2: (q) => q[1], fill: s.colour, fillOpacity: 0.16 }));
+        marks.push(Plot.line(values(d), { x: (_, i) => i + 1, y: (y) => y, stroke: s.colour, strokeWidth: s.kind === "kernel" ? 2 : 1.75, strokeDasharray: s.dash }));
+        values(d).forEach((y, i) => hover.push({ x: i + 1, y, text: `${shorten(s.label, 30)}, ${d[2]} cases\n${text(d, i)}` }));
+      }
+      const level = usual(own[0]);
+      return plot({
+        width, height: 150, marginLeft: 40, marginRight: 10, marginTop: 8, marginBottom: 22,
+        x: { domain: [1, 8], ticks: width < 150 ? [1, 8] : d3.range(1, 9), label: name },
+        y: { domain: [0, high * 1.04], ticks: d3.range(0, high * 1.04, step), label },
+        marks: [
+          Plot.ruleY([0], { strokeOpacity: 0.4 }),
+          Plot.line(level, { x: (_, i) => i + 1, y: (y) => y, stroke: "var(--soft)", strokeWidth: 1 }),
+          ...marks, tip(hover, cell),
+        ],
+      });
+    });
+  };
+  drawings.profiles = alongEighths(data.profiles, {
+    values: (d) => d[3].map((q) => q[1]), band: (d) => d[3].map((q) => [q[0], q[2]]), usual: () => Array(8).fill(1), top: 2,
+    label: format,
+    text: (d, i) => `eighth ${i + 1} of the rows: median ${format(d[3][i][1])}\nquartiles ${format(d[3][i][0])} to ${format(d[3][i][2])}`,
+  });
+  const shares = (found, name, place) => alongEighths(found, {
+    values: (d) => d[3], usual: (d) => d[4], top: 0.3, label: (x) => `${Math.round(100 * x)} %`, name,
+    text: (d, i) => `${place(i)}: ${percent(d[3][i])} of the cases\n${percent(d[4][i])} of the rows`,
+  });
+  const row = (i) => (i * data.tile) / 8; // the first of an eighth of a tile
+  drawings["worst-rows"] = shares(data["worst-rows"], String, (i) => `eighth ${i + 1} of the rows`);
+  drawings["worst-tiles"] = shares(data["worst-tiles"], (x) => String(row(x - 1)), (i) => `rows ${row(i)} to ${row(i + 1) - 1} of ${data.tile}`);
+
   drawings.cells = (element) => {
     const width = element.clientWidth, narrow = width < 620;
     const unit = narrow ? 34 : 20, margin = narrow ? 8 : 250;

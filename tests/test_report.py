@@ -126,6 +126,10 @@ def make_rows(
                     standard_ulp=(500, 3500, 3000, 1000, 192),
                     rounded_ulp=(1000, 7192, 0, 0, 0),
                     bitwise_standard=0.3,
+                    kernel_eighths=tuple(0.8 + 0.05 * ((i + e) % 8) for e in range(8)),
+                    standard_eighths=tuple(0.9 + 0.02 * ((3 * i + e) % 8) for e in range(8)),
+                    kernel_worst_row=7 * i % 64,
+                    standard_worst_row=5 * i % 64,
                 ),
             )
     return found
@@ -373,6 +377,7 @@ UNUSUAL = {
     "only raised": lambda: [nothing(raised(), "fail")],
     "all NULL": lambda: [nothing(nulls(), "pass")],
     "no dtype": lambda: [nothing([Row(case_id="a", phase="survey", status="ok", tensor="out")])],
+    "no places": lambda: [replace(r := make_run(20), rows=tuple(without_places(x) for x in r.rows))],
     "no gradients": lambda: [make_run(40, tensors=("out", "lse"))],
     "one case": lambda: [make_run(1)],
     "hunt only": lambda: [replace(r := make_run(20), rows=tuple(replace(x, phase="hunt") for x in r.rows))],
@@ -395,6 +400,11 @@ UNUSUAL = {
         poor_accumulators(),
     ],
 }
+
+
+def without_places(row: Row) -> Row:
+    """As an earlier version recorded it."""
+    return replace(row, kernel_eighths=None, standard_eighths=None, kernel_worst_row=None, standard_worst_row=None)
 
 
 def with_errors(run: Run, value: float) -> Run:
@@ -679,7 +689,8 @@ def test_the_bitwise_question_asks_what_is_measured() -> None:
 
 def test_figures_without_data_say_so() -> None:
     text = outline([nothing([])]).text
-    assert text.count("Nothing to draw") == 7
+    assert text.count("Nothing to draw") == 10
+    assert outline(UNUSUAL["no places"]()).text.count("does not say where in its tensors the errors are") == 3
     assert "No tensor was measured" in text
     assert "None, but there is no verdict either." in text
 
@@ -1086,7 +1097,8 @@ def test_every_figure_is_drawn(opened: Opened, width: int, scheme: str) -> None:
     view = {"width": width, "height": 900}
     page, trouble = opened(render(runs), viewport=view, color_scheme=scheme)
     marks = page.evaluate(MARKS)
-    known = ("ecdf", "scatter", "ulp", "bias", "cells", "bound", "predictor", "digits", "sites")
+    known = ("ecdf", "scatter", "ulp", "bias", "cells", "bound", "predictor", "digits", "sites", "profiles")
+    known += ("worst-rows", "worst-tiles")
     assert set(marks) == {f"{name}-drawing" for name in known}
     assert all(count > 3 for count in marks.values()), marks
     assert page.evaluate("document.documentElement.scrollWidth") == width
