@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from . import algebra, figures, overview, words
+from .paired import Paired
 from .points import Choice
 from .positions import Profile, Shares
 from .record import Cell, Run
@@ -111,3 +112,9 @@ def profile(p: Profile, panels: Sequence[figures.Panel]) -> list[object]:
 def shares(s: Shares, panels: Sequence[figures.Panel]) -> list[object]:
     """[panel, series, n, share of the cases in each place, share of the rows there]"""
     return [panels.index(s.panel), s.series, s.n, list(map(short, s.shares)), list(map(short, s.rows))]
+
+
+def pairs(p: Paired) -> list[object]:
+    """[run, tensor, n, cases below 0, cases above, half width of the band, values, shares]"""
+    values, shares_of = ([short(point[axis]) for point in p.curve] for axis in (0, 1))
+    return [p.run, p.tensor, p.n, p.closer, p.further, short(p.band), values, shares_of]

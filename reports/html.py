@@ -17,7 +17,7 @@ from functools import cache
 import jinja2
 from markupsafe import Markup
 
-from . import algebra, drawn, figures, overview, positions, words
+from . import algebra, drawn, figures, overview, paired, positions, words
 from .points import Choice, choose
 from .record import Cell, Check, Finding, Run, Share
 from .rows import EIGHTHS
@@ -66,6 +66,7 @@ def _page(runs: Sequence[Run], budget: _Budget) -> str:
     cells = drawn.worst_cells(runs)
     places = {"rows": positions.worst_rows(groups), "tiles": positions.worst_in_tiles(groups)}
     profiles = positions.profiles(groups)
+    pairs = paired.paired(runs)
     digits, bars = algebra.digits(runs, budget.rows), algebra.bars(runs, budget.rows)
     data = {
         "series": [[s.label, s.kind, s.key] for s in groups.series],
@@ -75,6 +76,7 @@ def _page(runs: Sequence[Run], budget: _Budget) -> str:
         "tile": positions.TILE,
         "profiles": [drawn.profile(p, groups.panels) for p in profiles],
         **{f"worst-{name}": [drawn.shares(s, groups.panels) for s in found] for name, found in places.items()},
+        "paired": [drawn.pairs(p) for p in pairs],
         "cells": cells,
         "digits": [[d.run, d.case, d.status, [[n, drawn.short(x)] for n, x in d.points]] for d in digits],
         "kinds": algebra.KINDS,
@@ -94,6 +96,7 @@ def _page(runs: Sequence[Run], budget: _Budget) -> str:
         worst_points=_worst_points(runs, choice),
         profiles=profiles,
         places=places,
+        paired=pairs,
         cells=cells,
         digits=digits,
         bars=bars,

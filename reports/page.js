@@ -82,19 +82,23 @@
   // dtype.  `draw` gets the panel's number and the width.
   const dtypes = [...new Set(data.panels.map((panel) => panel[1]))];
   const multiples = (element, panels, draw) => {
+    const columns = new Set(panels.map((panel) => data.panels[panel][0])).size;
+    small(element, d3.sort(panels, (p) => dtypes.indexOf(data.panels[p][1])), columns, (panel) => data.panels[panel], draw);
+  };
+  const small = (element, keys, columns, titles, draw) => {
     const grid = document.createElement("div");
     grid.className = "multiples";
-    grid.style.setProperty("--columns", new Set(panels.map((panel) => data.panels[panel][0])).size);
+    grid.style.setProperty("--columns", columns);
     element.append(grid);
-    for (const panel of d3.sort(panels, (p) => dtypes.indexOf(data.panels[p][1]))) {
-      const cell = document.createElement("div"), title = document.createElement("p");
+    for (const key of keys) {
+      const cell = document.createElement("div"), title = document.createElement("p"), second = document.createElement("span");
       cell.className = "panel";
-      const dtype = document.createElement("span");
-      dtype.textContent = shorten(data.panels[panel][1], 20);
-      title.append(`${data.panels[panel][0]} `, dtype);
+      const [name, more] = titles(key);
+      second.textContent = shorten(more, 20);
+      title.append(`${name} `, second);
       cell.append(title);
       grid.append(cell);
-      cell.append(draw(panel, cell.clientWidth, cell));
+      cell.append(draw(key, cell.clientWidth, cell));
     }
   };
   // The tip of a small plot opens towards the middle of the page, so that it stays on it.
@@ -310,6 +314,33 @@
         Plot.tip(cells, Plot.pointer({ y: "y", x: (c) => at(c.ratio), title: text })),
       ],
     }));
+  };
+
+  // A distribution function with its band per run, and the line where kernel and standard attention are as far.
+  drawings.ahead = (element) => {
+    // but for the outermost 3 % of the cases, which are at the edges
+    const ends = data.paired.map(([, , , , , , xs, shares]) => [d3.max(xs, (x, i) => (shares[i] <= 0.03 ? x : xs[0])), d3.min(xs, (x, i) => (shares[i] >= 0.97 ? x : xs.at(-1)))]);
+    const domain = [Math.max(-8, Math.min(-1, ...ends.map(([low]) => low ?? -1))) - 0.1, Math.min(8, Math.max(1, ...ends.map(([, high]) => high ?? 1))) + 0.1];
+    const tensors = [...new Set(data.paired.map((d) => d[1]))];
+    small(element, tensors, tensors.length, (tensor) => [tensor, ""], (tensor, width, cell) => {
+      const marks = [], hover = [];
+      for (const [run, , n, closer, , half, xs, shares] of data.paired.filter((d) => d[1] === tensor).toReversed()) {
+        const s = series[run], inside = xs.map((x, i) => [clamp(x, domain), shares[i]]);
+        const first = inside.length ? inside[0][1] - 1 / n : closer / n; // those below all that are finite
+        const points = [[domain[0], first], ...inside, [domain[1], inside.length ? inside.at(-1)[1] : first]];
+        marks.push(
+          Plot.areaY(points, { x: (p) => p[0], y1: (p) => Math.max(0, p[1] - half), y2: (p) => Math.min(1, p[1] + half), curve: "step-after", fill: s.colour, fillOpacity: 0.18 }),
+          Plot.line(points, { curve: "step-after", stroke: s.colour, strokeWidth: 2, strokeDasharray: s.dash }),
+        );
+        inside.forEach(([x, y], i) => hover.push({ x, y, text: `${shorten(s.label, 30)}\n${percent(y)} of ${n} cases: the logarithm\nis at most ${format(xs[i])}, the ratio ${format(Math.exp(xs[i]))}` }));
+      }
+      return plot({
+        width, height: 168, marginLeft: 46, marginRight: 10, marginTop: 8, marginBottom: 22,
+        x: { domain, ticks: d3.ticks(...domain, width < 200 ? 4 : 6), label: format },
+        y: { domain: [0, 1], ticks: [0, 0.5, 1], label: (y) => `${100 * y} %` },
+        marks: [Plot.ruleX([0], { stroke: "currentColor", strokeWidth: 1.5 }), ...marks, tip(hover, cell)],
+      });
+    });
   };
 
   // log10 of a difference against the digits that were computed with; the dashed line is as many digits as there were.

@@ -689,7 +689,7 @@ def test_the_bitwise_question_asks_what_is_measured() -> None:
 
 def test_figures_without_data_say_so() -> None:
     text = outline([nothing([])]).text
-    assert text.count("Nothing to draw") == 10
+    assert text.count("Nothing to draw") == 11
     assert outline(UNUSUAL["no places"]()).text.count("does not say where in its tensors the errors are") == 3
     assert "No tensor was measured" in text
     assert "None, but there is no verdict either." in text
@@ -1098,7 +1098,7 @@ def test_every_figure_is_drawn(opened: Opened, width: int, scheme: str) -> None:
     page, trouble = opened(render(runs), viewport=view, color_scheme=scheme)
     marks = page.evaluate(MARKS)
     known = ("ecdf", "scatter", "ulp", "bias", "cells", "bound", "predictor", "digits", "sites", "profiles")
-    known += ("worst-rows", "worst-tiles")
+    known += ("worst-rows", "worst-tiles", "ahead")
     assert set(marks) == {f"{name}-drawing" for name in known}
     assert all(count > 3 for count in marks.values()), marks
     assert page.evaluate("document.documentElement.scrollWidth") == width
