@@ -24,6 +24,7 @@ from .rows import EIGHTHS
 from .templates import SIZE, fitting, sized, style, template, text_of
 
 MAX_BYTES = 2_000_000
+_SHOWN = 300  # characters of an answer's evidence that stand on the first screen; the others unfold
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +219,7 @@ def _template() -> jinja2.Template:
             "times": words.times,
             "percent": words.percent,
             "briefly": words.briefly,
+            "parted": lambda text: words.parted(text, _SHOWN),
             "tone": tone,
             "breakable": breakable,
             "plain": lambda value: ", ".join(map(str, value)) if isinstance(value, list) else str(value),

@@ -35,13 +35,16 @@
     return `${x < 0.0995 ? +(100 * x).toPrecision(2) : Math.round(100 * x)} %`;
   };
 
-  // Ticks of a logarithmic axis: powers of ten, thinned to fit, or 1 2 5 within less than two decades.
+  // Ticks of a logarithmic axis: powers of ten, thinned to fit, or 1 2 5 within less than two decades, or finer.
   const logTicks = ([low, high], most) => {
     const from = Math.ceil(Math.log10(low) - 1e-9), to = Math.floor(Math.log10(high) + 1e-9);
     if (to - from < 2) {
       const fine = d3.range(from - 1, to + 1).flatMap((e) => [1, 2, 5].map((k) => +(k * 10 ** e).toPrecision(3)));
       const inside = fine.filter((x) => x >= low * 0.999 && x <= high * 1.001);
-      return inside.length > most ? inside.filter((x) => /^0?\.?0*1/.test(String(x))) : inside;
+      if (inside.length < 3) return d3.ticks(low, high, most);
+      if (inside.length <= most) return inside;
+      const powers = inside.filter((x) => /^0?\.?0*1/.test(String(x)));
+      return powers.length > 2 || most < 5 ? powers : inside.filter((_, i) => (i - inside.indexOf(1)) % 2 === 0);
     }
     const step = Math.ceil((to - from + 1) / most);
     return d3.range(from, to + 1).filter((e) => e % step === 0).map((e) => 10 ** e);
@@ -299,15 +302,20 @@
     const cells = data.cells.map((c, i) => ({ ...c, y: i * unit + (narrow ? 25 : unit / 2) }));
     const scale = logAxis(logDomain(cells.flatMap((c) => [c.ratio, c.low, c.high, c.allowed]), 5, [1]), narrow ? 5 : 9);
     const at = (x) => clamp(x, scale.domain), known = (name) => cells.filter((c) => c[name] !== null);
+    // one label for all of the marks of what is allowed, which stays within the drawing
+    const limits = known("allowed").slice(0, 1).map((c) => ({ x: at(c.allowed), text: new Set(known("allowed").map((o) => o.allowed)).size > 1 ? "allowed" : `${format(c.allowed)} allowed` }));
+    const [from, to] = scale.domain.map(Math.log);
+    const side = ({ x }) => [[0.85, "end"], [0.15, "middle"]].find(([part]) => (Math.log(x) - from) / (to - from) > part)?.[1] ?? "start";
     const colour = (c) => (c.status === "fail" ? "var(--bad)" : several ? series[c.series].colour : "var(--k0)");
     const text = (c) => `${c.label.replaceAll(" · ", "\n")}${several ? `\n${shorten(series[c.series].label, 30)}` : ""}\nratio ${format(c.ratio)}\ninterval ${format(c.low)} to ${format(c.high)}\n${format(c.allowed)} allowed: ${c.status}\n${c.n} cases`;
     element.append(plot({
-      width, height: cells.length * unit + 34, marginLeft: margin, marginRight: 14, marginTop: 4, marginBottom: 24,
+      width, height: cells.length * unit + 46, marginLeft: margin, marginRight: 14, marginTop: 16, marginBottom: 24,
       x: scale, y: { type: "linear", domain: [cells.length * unit + 4, 0] }, symbol: { type: "identity" },
       marks: [
         Plot.ruleX([1], { stroke: "currentColor", strokeWidth: 1.5 }),
         Plot.text(cells, { y: (c) => (narrow ? c.y - 14 : c.y), text: (c) => shorten(c.label, narrow ? Math.floor(width / 7) : 42), frameAnchor: "left", dx: narrow ? 0 : -margin + 2, textAnchor: "start", fill: "currentColor", stroke: "var(--paper)", strokeWidth: 4 }),
         Plot.ruleY(cells.filter((c) => c.low !== null && c.high !== null), { y: "y", x1: (c) => at(c.low), x2: (c) => at(c.high), stroke: colour, strokeWidth: 1.75 }),
+        ...limits.map((l) => Plot.text([l], { x: "x", text: "text", frameAnchor: "top", dy: -12, textAnchor: side(l), fill: "currentColor" })),
         Plot.dot(known("allowed"), { y: "y", x: (c) => at(c.allowed), symbol: { draw: (context, size) => { const r = Math.sqrt(size); context.moveTo(0, -r); context.lineTo(0, r); } }, r: 5, stroke: "currentColor", strokeWidth: 1.75 }),
         Plot.dot(cells.filter((c) => c.status !== "fail"), { y: "y", x: (c) => at(c.ratio), stroke: colour, strokeWidth: 1.5, fill: (c) => (c.status === "predicted" ? "var(--paper)" : colour(c)), symbol: (c) => series[c.series].symbol, r: 3.6 }),
         Plot.dot(cells.filter((c) => c.status === "fail"), { y: "y", x: (c) => at(c.ratio), symbol: "times", stroke: colour, strokeWidth: 2.5, r: 4 }),

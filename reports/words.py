@@ -80,6 +80,15 @@ def clip(text: str, limit: int = 2000) -> str:
     return text if len(text) <= limit else f"{text[:limit]}… ({count(len(text) - limit)} more characters)"
 
 
+def parted(text: str, limit: int) -> tuple[str, str]:
+    """The text cut at a semicolon: as many clauses as fit the limit, at least the first, and the others."""
+    clauses = text.split("; ")
+    kept = 1
+    while kept < len(clauses) and len("; ".join(clauses[: kept + 1])) <= limit:
+        kept += 1
+    return "; ".join(clauses[:kept]), "; ".join(clauses[kept:])
+
+
 def encodable(text: str) -> str:
     """The text without halves of surrogate pairs: a message that quotes a path may have one, UTF-8 not."""
     return text.encode(errors="replace").decode()

@@ -965,6 +965,33 @@ def test_a_size_counts_its_own_figures() -> None:
         sized("x")
 
 
+@pytest.mark.parametrize(
+    ("text", "limit", "parts"),
+    [
+        ("One clause.", 5, ("One clause.", "")),
+        ("One; two; three.", 8, ("One; two", "three.")),
+        ("One; two; three.", 16, ("One; two; three.", "")),
+        ("Long as it is; two; three.", 4, ("Long as it is", "two; three.")),
+    ],
+)
+def test_a_text_is_parted_between_clauses(text: str, limit: int, parts: tuple[str, str]) -> None:
+    assert words.parted(text, limit) == parts
+    assert "; ".join(filter(None, parts)) == text
+
+
+def test_a_long_answer_unfolds_and_loses_nothing() -> None:
+    clauses = [f"clause {i} of twenty, with so many words that they fill the card" for i in range(20)]
+    answer = Answer(status="pass", evidence="; ".join(clauses))
+    run = make_run(20)
+    exactness = run.verdict.exactness.model_copy(update={"accuracy": answer})
+    page = render([replace(run, verdict=run.verdict.model_copy(update={"exactness": exactness}))])
+    card = page.partition("<dt>Accuracy")[2].partition("</div>")[0]
+    shown, _, folded = card.partition("<details>")
+    assert [c in shown for c in clauses] == [True] * 4 + [False] * 16
+    assert all(c in folded for c in clauses[4:])
+    assert "<details>" not in page.partition("<dt>Bitwise")[2].partition("</div>")[0]
+
+
 def test_replay_is_quoted_for_a_shell() -> None:
     import shlex
 
@@ -1170,6 +1197,36 @@ def test_digits_follow_their_line_or_leave_it(opened: Opened) -> None:
     assert [crossed[0][0], crossed[1][0]] == pytest.approx([x, further], abs=1)
     assert crossed[0][1] == pytest.approx(crossed[1][1], abs=1)
     assert crossed[0][1] < y - 40
+    assert trouble == []
+
+
+CELLS_TEXT = """() => [...document.querySelectorAll("#cells-drawing text")].map((e) => e.textContent)"""
+
+
+def with_cells(low: float, high: float, allowed: tuple[float, ...]) -> Run:
+    """A run with two cells, their ratios at the ends of the axis."""
+    run = make_run(20)
+    cells = tuple(
+        cell.model_copy(update={"ratio": x, "low": x, "high": x, "allowed": allowed[i % len(allowed)]})
+        for i, (cell, x) in enumerate(zip(run.verdict.cells, (low, high), strict=False))
+    )
+    return replace(run, verdict=run.verdict.model_copy(update={"cells": cells}))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "allowed", "label"),
+    [(0.63, 1.28, (1.1,), "1.1 allowed"), (0.97, 1.02, (1.1,), "1.1 allowed"), (0.02, 0.9, (1.1, 0.5), "allowed"),
+     (1.3, 40.0, (1.1,), "1.1 allowed")],
+)  # fmt: skip
+@pytest.mark.parametrize("width", [1400, 400])
+def test_the_axis_of_the_cells_can_be_read(
+    opened: Opened, low: float, high: float, allowed: tuple[float, ...], label: str, width: int
+) -> None:
+    page, trouble = opened(render([with_cells(low, high, allowed)]), viewport={"width": width, "height": 900})
+    texts = page.evaluate(CELLS_TEXT)
+    assert texts.count(label) == 1
+    assert 3 <= sum(bool(re.fullmatch(r"[\d.]+|10[⁰¹²³⁴-⁹⁻]+", text)) for text in texts) <= 10
+    assert page.evaluate("document.documentElement.scrollWidth") == width
     assert trouble == []
 
 
