@@ -101,6 +101,7 @@ def _page(runs: Sequence[Run], budget: _Budget) -> str:
         cells=cells,
         digits=digits,
         bars=bars,
+        sample=algebra.sample(bars),
         used={kind for bar in bars for kind, _, _ in bar.parts},
         data=drawn.as_json(data),
     )

@@ -234,12 +234,12 @@ def comparison(n: int, status: str = "equal", **values: Any) -> Comparison:
     return Comparison(case=case, status=status, **(defaults | values))
 
 
-def attributed(sites: dict[str, float] = SITES) -> tuple[Share, ...]:
+def attributed(sites: dict[str, float] = SITES, n: int | None = 1) -> tuple[Share, ...]:
     """The shares of two tensors in two dtypes."""
     parts = {"whole": 1.0, "sum of the parts": sum(sites.values()), **sites}
     return tuple(
         Share(dtype=dtype, tensor=tensor, site=site, rms=1e-3 * part**0.5, part=part,
-              lines="forward.py:80" if ":" in site else "")
+              lines="forward.py:80" if ":" in site else "", n=n)
         for dtype in ("bf16", "fp16") for tensor in ("dq", "out") for site, part in parts.items()
     )  # type: ignore[arg-type]  # fmt: skip
 
@@ -633,9 +633,27 @@ def test_sites_of_one_kind_are_one_part_and_an_unknown_kind_is_not_lost() -> Non
 
 def test_the_table_of_the_attribution_has_every_site_and_its_lines() -> None:
     text = squeezed([with_algebra(make_run(20), EQUAL)])
-    assert "out fp16 whole 0.001 100 % out fp16 sum of the parts 9.96e-04 99 % " in text
-    assert "out fp16 flash_forward:output 7.68e-04 59 % forward.py:80 out fp16 flash_forward:P" in text
-    assert "flash_forward:accumulators 4.47e-05 0.2 % forward.py:80" in text
+    assert "out fp16 whole 0.001 100 % 1 out fp16 sum of the parts 9.96e-04 99 % 1 " in text
+    assert "out fp16 flash_forward:output 7.68e-04 59 % 1 forward.py:80 out fp16 flash_forward:P" in text
+    assert "flash_forward:accumulators 4.47e-05 0.2 % 1 forward.py:80" in text
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ((1,), "n = 1 case per dtype"),
+        ((4,), "n = 4 cases per dtype"),
+        ((4, 1), "n = 1 or 4 cases per dtype"),
+        ((1, None), "n not recorded"),
+    ],
+)
+def test_the_attribution_says_how_many_cases_it_rests_on(counts: tuple[int | None, ...], says: str) -> None:
+    runs = [with_algebra(make_run(20), Algebra(comparisons=EQUAL.comparisons, shares=attributed(n=n))) for n in counts]
+    text = " ".join(outline(runs).text.split())
+    assert text.count(says) == 2, "beside the axis, and in the caption"
+    assert ("one case shows no spread" in text) == (1 in counts)
+    for n in counts:
+        assert f"40 % {n or '–'} forward.py:80" in text
 
 
 def test_every_run_has_its_answer_and_its_bars() -> None:

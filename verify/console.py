@@ -185,10 +185,10 @@ class Console:
             )
             return
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for column in ("dtype", "tensor", "rounding site", "RMS error", "part of the squared error"):
+        for column in ("dtype", "tensor", "rounding site", "RMS error", "part of the squared error", "n"):
             table.add_column(column, justify="left" if column in ("dtype", "tensor", "rounding site") else "right")
         for s in shares:
-            table.add_row(s.dtype, s.tensor, s.site, f"{s.rms:.3g}", f"{s.part:.1%}")
+            table.add_row(s.dtype, s.tensor, s.site, f"{s.rms:.3g}", f"{s.part:.1%}", str(s.n or "-"))
         self.out.print(table)
 
     def yardstick(self, rows: Sequence[Straightness]) -> None:
