@@ -144,7 +144,7 @@ class Bar:
     """Where one tensor's squared error arises in one dtype and run, by kind of site.
 
     `parts` are (index in KINDS, part of the whole, the sites in words); `total` is their sum, about 1; `failed` says
-    that too much of it arises in the accumulators.
+    that too much of it arises in the accumulators; it is the mean of n cases.
     """
 
     run: int
@@ -153,6 +153,15 @@ class Bar:
     total: float
     parts: list[tuple[int, float, str]]
     failed: bool
+    n: int | None
+
+
+def sample(found: Sequence[Bar]) -> str:
+    """How many cases each bar rests on, in words."""
+    counts = sorted({bar.n for bar in found if bar.n is not None})
+    if not counts or any(bar.n is None for bar in found):
+        return "n not recorded"
+    return f"n = {' or '.join(map(count, counts))} {'case' if counts == [1] else 'cases'} per dtype"
 
 
 def bars(runs: Sequence[Run], limit: int = 100) -> list[Bar]:
@@ -179,7 +188,7 @@ def _bar(run: int, tensor: str, dtype: str, shares: Sequence[Share], *, failed: 
         if same:
             sites = "\n".join(clip(f"{s.site} {percent(s.part)}", 60) for s in same[:6])
             parts.append((number_of, sum(s.part for s in same), sites))
-    return Bar(run, tensor, dtype, sum(part for _, part, _ in parts), parts, failed)
+    return Bar(run, tensor, dtype, sum(part for _, part, _ in parts), parts, failed, shares[0].n)
 
 
 def kind_of(site: str) -> str:

@@ -160,7 +160,7 @@ def _distribution(panel: Panel, series: int, values: list[float], hunted: list[f
         zeros=sum(value == 0 for value in finite),
         nonfinite=len(values) - len(finite),
         quantiles=tuple(quantile(finite, p) for p in QUANTILES) if finite else (),
-        curve=_curve(finite, len(values)),
+        curve=curve(finite, len(values)),
         worst=max(hunted, key=abs, default=None),
     )
 
@@ -173,11 +173,14 @@ def quantile(ordered: Sequence[float], p: float) -> float:
     return ordered[low] + (position - low) * (ordered[high] - ordered[low])
 
 
-def _curve(ordered: Sequence[float], n: int) -> tuple[tuple[float, float], ...]:
-    """At most _CURVE points (value, share of all n cases that are <= value), both ends among them."""
+def curve(ordered: Sequence[float], n: int, below: int = 0) -> tuple[tuple[float, float], ...]:
+    """At most _CURVE points (value, share of all n cases that are <= value), both ends among them.
+
+    `below` further cases are smaller than all of these.
+    """
     last = len(ordered) - 1
     ranks = sorted({round(step * last / (_CURVE - 1)) for step in range(_CURVE)}) if ordered else []
-    return tuple((ordered[rank], (rank + 1) / n) for rank in ranks)
+    return tuple((ordered[rank], (below + rank + 1) / n) for rank in ranks)
 
 
 # --------------------------------------------------------------------------------------------- ulp histogram

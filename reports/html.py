@@ -17,12 +17,14 @@ from functools import cache
 import jinja2
 from markupsafe import Markup
 
-from . import algebra, figures, overview, words
+from . import algebra, drawn, figures, overview, paired, positions, words
 from .points import Choice, choose
 from .record import Cell, Check, Finding, Run, Share
-from .templates import fitting, style, template, text_of
+from .rows import EIGHTHS
+from .templates import SIZE, fitting, sized, style, template, text_of
 
 MAX_BYTES = 2_000_000
+_SHOWN = 300  # characters of an answer's evidence that stand on the first screen; the others unfold
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def render(runs: Sequence[Run]) -> str:
     """The report on one run, or on several side by side, at most about MAX_BYTES long."""
     if not runs:
         raise ValueError("no run to report on: give at least one")
-    return fitting((_page(runs, budget) for budget in _BUDGETS), MAX_BYTES)
+    return fitting((sized(_page(runs, budget)) for budget in _BUDGETS), MAX_BYTES)
 
 
 def _page(runs: Sequence[Run], budget: _Budget) -> str:
@@ -62,18 +64,25 @@ def _page(runs: Sequence[Run], budget: _Budget) -> str:
     }
     ulps = figures.ulps(groups)
     choice = choose(runs, budget.points, budget.characters)
-    cells = _worst_cells(runs)
+    cells = drawn.worst_cells(runs)
+    places = {"rows": positions.worst_rows(groups), "tiles": positions.worst_in_tiles(groups)}
+    profiles = positions.profiles(groups)
+    pairs = paired.paired(runs)
     digits, bars = algebra.digits(runs, budget.rows), algebra.bars(runs, budget.rows)
-    drawn = {
+    data = {
         "series": [[s.label, s.kind, s.key] for s in groups.series],
         "panels": groups.panels,
-        **{name: _compact(found, groups.panels, curves=name == "ecdf") for name, found in distributions.items()},
-        "ulp": [[groups.panels.index(u.panel), u.series, *map(_short, u.shares)] for u in ulps],
+        **{name: drawn.compact(found, groups.panels, curves=name == "ecdf") for name, found in distributions.items()},
+        "ulp": [[groups.panels.index(u.panel), u.series, *map(drawn.short, u.shares)] for u in ulps],
+        "tile": positions.TILE,
+        "profiles": [drawn.profile(p, groups.panels) for p in profiles],
+        **{f"worst-{name}": [drawn.shares(s, groups.panels) for s in found] for name, found in places.items()},
+        "paired": [drawn.pairs(p) for p in pairs],
         "cells": cells,
-        "digits": [[d.run, d.case, d.status, [[n, _short(x)] for n, x in d.points]] for d in digits],
+        "digits": [[d.run, d.case, d.status, [[n, drawn.short(x)] for n, x in d.points]] for d in digits],
         "kinds": algebra.KINDS,
-        "sites": [_site(bar) for bar in bars],
-        **_scatter(runs, choice, groups.panels),
+        "sites": [drawn.site(bar) for bar in bars],
+        **drawn.scatter(runs, choice, groups.panels),
     }
     names = words.labels(runs)
     return _template().render(
@@ -83,14 +92,18 @@ def _page(runs: Sequence[Run], budget: _Budget) -> str:
         distributions=distributions,
         ulps=ulps,
         choice=choice,
-        axes=_AXES,
+        axes=drawn.AXES,
         regimes=words.order([p.row.regime for p in choice.points if p.row.regime], ("normal",)),
         worst_points=_worst_points(runs, choice),
+        profiles=profiles,
+        places=places,
+        paired=pairs,
         cells=cells,
         digits=digits,
         bars=bars,
+        sample=algebra.sample(bars),
         used={kind for bar in bars for kind, _, _ in bar.parts},
-        data=_json(drawn),
+        data=drawn.as_json(data),
     )
 
 
@@ -156,26 +169,6 @@ def _view(run: Run, name: str, budget: _Budget, share: int) -> _View:
     )
 
 
-def _worst_cells(runs: Sequence[Run], limit: int = 24) -> list[dict[str, object]]:
-    """The cells that are failed, or closest to it, of all runs."""
-    cells = [(index, cell) for index, run in enumerate(runs) for cell in run.verdict.cells if cell.ratio is not None]
-    cells.sort(key=lambda item: overview.closeness(item[1]), reverse=True)
-    return [
-        {
-            "series": index,
-            "label": words.clip(" · ".join([f"{cell.tensor} {cell.dtype}", cell.regime, *_mask(cell)]), 60),
-            **{name: _short(getattr(cell, name)) for name in ("ratio", "low", "high", "allowed")},
-            "status": cell.status,
-            "n": cell.n,
-        }
-        for index, cell in cells[:limit]
-    ]
-
-
-def _mask(cell: Cell) -> list[str]:
-    return [] if cell.mask == "all" else [cell.mask]
-
-
 def _worst_points(runs: Sequence[Run], choice: Choice) -> list[dict[str, object]]:
     """The cases with the largest errors among those drawn, for the table behind the scatter plot."""
 
@@ -198,78 +191,6 @@ def _worst_points(runs: Sequence[Run], choice: Choice) -> list[dict[str, object]
         }
         for point in (choice.points[index] for index in ranked)
     ]
-
-
-# ---------------------------------------------------------------------------------------- data of the figures
-
-
-def _short(value: float | None) -> float | str | None:
-    """Four significant digits; NaN and infinity as text, because JSON has neither."""
-    if value is None:
-        return None
-    return float(f"{value:.4g}") if math.isfinite(value) else words.number(value)
-
-
-def _compact(
-    found: Sequence[figures.Distribution],
-    panels: Sequence[figures.Panel],
-    *,
-    curves: bool,
-) -> list[list[object]]:
-    """[panel, series, n, zeros, nonfinite, quantiles, hunt's worst, values, shares]"""
-    return [
-        [
-            panels.index(d.panel),
-            d.series,
-            d.n,
-            d.zeros,
-            d.nonfinite,
-            [_short(q) for q in d.quantiles],
-            _short(d.worst),
-            *(([_short(x) for x, _ in d.curve], [_short(y) for _, y in d.curve]) if curves else ()),
-        ]
-        for d in found
-    ]
-
-
-def _site(bar: algebra.Bar) -> list[object]:
-    """[name, run, total, parts, whether the accumulators' is too large]"""
-    name = f"{bar.tensor} {words.clip(bar.dtype, 8)}"
-    parts = [[kind, _short(part), sites] for kind, part, sites in bar.parts]
-    return [name, bar.run, _short(bar.total), parts, int(bar.failed)]
-
-
-#: what errors may be drawn against
-_AXES = ("largest |logit|", "number of keys", "number of queries", "head dimension")
-
-
-def _scatter(runs: Sequence[Run], choice: Choice, panels: Sequence[figures.Panel]) -> dict[str, object]:
-    """Cases once, and points that refer to them: [case, panel, error kernel, error standard, fails]."""
-    numbers: dict[tuple[int, str], int] = {}
-    cases: list[list[object]] = []
-    points: list[list[object]] = []
-    for point in choice.points:
-        row = point.row
-        key = (point.run, row.case_id)
-        if key not in numbers:
-            numbers[key] = len(cases)
-            axes = (row.max_logit, row.N, row.M, row.D)  # as `_AXES` has them
-            cases.append(
-                [point.run, words.clip(words.shape(row), 200), row.case_json, row.regime or "", *map(_short, axes)]
-            )
-        panel = panels.index((str(row.tensor), str(row.dtype)))
-        errors = (words.in_scale(error, row) for error in (row.kernel_rms, row.standard_rms))
-        points.append([numbers[key], panel, *map(_short, errors), int(point.failing)])
-    return {
-        "cases": cases,
-        "points": points,
-        "implementations": [run.manifest.implementation for run in runs],
-    }
-
-
-def _json(value: object) -> Markup:
-    """JSON for a script element: no `<`, so no end tag and no comment; ASCII, so no line separators."""
-    return Markup(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
 
 
 # ----------------------------------------------------------------------------------------------- the template
@@ -299,6 +220,7 @@ def _template() -> jinja2.Template:
             "times": words.times,
             "percent": words.percent,
             "briefly": words.briefly,
+            "parted": lambda text: words.parted(text, _SHOWN),
             "tone": tone,
             "breakable": breakable,
             "plain": lambda value: ", ".join(map(str, value)) if isinstance(value, list) else str(value),
@@ -306,6 +228,9 @@ def _template() -> jinja2.Template:
         },
         kinds=algebra.KINDS,
         bins=figures.ULP_BINS,
+        eighths=range(EIGHTHS),
+        tile=positions.TILE,
+        size=SIZE,
         style=style(),
         libraries=[_library("d3.min.js", "LICENSE-d3"), _library("plot.umd.min.js", "LICENSE-plot")],
         script=text_of("page.js"),

@@ -35,13 +35,16 @@
     return `${x < 0.0995 ? +(100 * x).toPrecision(2) : Math.round(100 * x)} %`;
   };
 
-  // Ticks of a logarithmic axis: powers of ten, thinned to fit, or 1 2 5 within less than two decades.
+  // Ticks of a logarithmic axis: powers of ten, thinned to fit, or 1 2 5 within less than two decades, or finer.
   const logTicks = ([low, high], most) => {
     const from = Math.ceil(Math.log10(low) - 1e-9), to = Math.floor(Math.log10(high) + 1e-9);
     if (to - from < 2) {
       const fine = d3.range(from - 1, to + 1).flatMap((e) => [1, 2, 5].map((k) => +(k * 10 ** e).toPrecision(3)));
       const inside = fine.filter((x) => x >= low * 0.999 && x <= high * 1.001);
-      return inside.length > most ? inside.filter((x) => /^0?\.?0*1/.test(String(x))) : inside;
+      if (inside.length < 3) return d3.ticks(low, high, most);
+      if (inside.length <= most) return inside;
+      const powers = inside.filter((x) => /^0?\.?0*1/.test(String(x)));
+      return powers.length > 2 || most < 5 ? powers : inside.filter((_, i) => (i - inside.indexOf(1)) % 2 === 0);
     }
     const step = Math.ceil((to - from + 1) / most);
     return d3.range(from, to + 1).filter((e) => e % step === 0).map((e) => 10 ** e);
@@ -82,19 +85,23 @@
   // dtype.  `draw` gets the panel's number and the width.
   const dtypes = [...new Set(data.panels.map((panel) => panel[1]))];
   const multiples = (element, panels, draw) => {
+    const columns = new Set(panels.map((panel) => data.panels[panel][0])).size;
+    small(element, d3.sort(panels, (p) => dtypes.indexOf(data.panels[p][1])), columns, (panel) => data.panels[panel], draw);
+  };
+  const small = (element, keys, columns, titles, draw) => {
     const grid = document.createElement("div");
     grid.className = "multiples";
-    grid.style.setProperty("--columns", new Set(panels.map((panel) => data.panels[panel][0])).size);
+    grid.style.setProperty("--columns", columns);
     element.append(grid);
-    for (const panel of d3.sort(panels, (p) => dtypes.indexOf(data.panels[p][1]))) {
-      const cell = document.createElement("div"), title = document.createElement("p");
+    for (const key of keys) {
+      const cell = document.createElement("div"), title = document.createElement("p"), second = document.createElement("span");
       cell.className = "panel";
-      const dtype = document.createElement("span");
-      dtype.textContent = shorten(data.panels[panel][1], 20);
-      title.append(`${data.panels[panel][0]} `, dtype);
+      const [name, more] = titles(key);
+      second.textContent = shorten(more, 20);
+      title.append(`${name} `, second);
       cell.append(title);
       grid.append(cell);
-      cell.append(draw(panel, cell.clientWidth, cell));
+      cell.append(draw(key, cell.clientWidth, cell));
     }
   };
   // The tip of a small plot opens towards the middle of the page, so that it stays on it.
@@ -249,6 +256,45 @@
     });
   };
 
+  // A curve per series over the eighths of something, and a thin one for what it is compared with.
+  const alongEighths = (found, { values, band = () => null, usual, top, text, label, name = String }) => (element) => {
+    const high = Math.max(top, ...found.flatMap((d) => (band(d) ?? values(d).map((x) => [x, x])).map(([, x]) => x)).filter(finite));
+    const step = [0.05, 0.1, 0.2, 0.5, 1].find((x) => high / x <= 4) ?? 2;
+    multiples(element, distinct(found.map((d) => d[0])), (panel, width, cell) => {
+      const marks = [], hover = [];
+      const own = found.filter((d) => d[0] === panel);
+      for (const d of own.toReversed()) { // the first series is drawn last, on top
+        const s = series[d[1]], between = band(d);
+        if (between) marks.push(Plot.areaY(between, { x: (_, i) => i + 1, y1: (q) => q[0], y2: (q) => q[1], fill: s.colour, fillOpacity: 0.16 }));
+        marks.push(Plot.line(values(d), { x: (_, i) => i + 1, y: (y) => y, stroke: s.colour, strokeWidth: s.kind === "kernel" ? 2 : 1.75, strokeDasharray: s.dash }));
+        values(d).forEach((y, i) => hover.push({ x: i + 1, y, text: `${shorten(s.label, 30)}, ${d[2]} cases\n${text(d, i)}` }));
+      }
+      const level = usual(own[0]);
+      return plot({
+        width, height: 150, marginLeft: 40, marginRight: 10, marginTop: 8, marginBottom: 22,
+        x: { domain: [1, 8], ticks: width < 150 ? [1, 8] : d3.range(1, 9), label: name },
+        y: { domain: [0, high * 1.04], ticks: d3.range(0, high * 1.04, step), label },
+        marks: [
+          Plot.ruleY([0], { strokeOpacity: 0.4 }),
+          Plot.line(level, { x: (_, i) => i + 1, y: (y) => y, stroke: "var(--soft)", strokeWidth: 1 }),
+          ...marks, tip(hover, cell),
+        ],
+      });
+    });
+  };
+  drawings.profiles = alongEighths(data.profiles, {
+    values: (d) => d[3].map((q) => q[1]), band: (d) => d[3].map((q) => [q[0], q[2]]), usual: () => Array(8).fill(1), top: 2,
+    label: format,
+    text: (d, i) => `eighth ${i + 1} of the rows: median ${format(d[3][i][1])}\nquartiles ${format(d[3][i][0])} to ${format(d[3][i][2])}`,
+  });
+  const shares = (found, name, place) => alongEighths(found, {
+    values: (d) => d[3], usual: (d) => d[4], top: 0.3, label: (x) => `${Math.round(100 * x)} %`, name,
+    text: (d, i) => `${place(i)}: ${percent(d[3][i])} of the cases\n${percent(d[4][i])} of the rows`,
+  });
+  const row = (i) => (i * data.tile) / 8; // the first of an eighth of a tile
+  drawings["worst-rows"] = shares(data["worst-rows"], String, (i) => `eighth ${i + 1} of the rows`);
+  drawings["worst-tiles"] = shares(data["worst-tiles"], (x) => String(row(x - 1)), (i) => `rows ${row(i)} to ${row(i + 1) - 1} of ${data.tile}`);
+
   drawings.cells = (element) => {
     const width = element.clientWidth, narrow = width < 620;
     const unit = narrow ? 34 : 20, margin = narrow ? 8 : 250;
@@ -256,21 +302,53 @@
     const cells = data.cells.map((c, i) => ({ ...c, y: i * unit + (narrow ? 25 : unit / 2) }));
     const scale = logAxis(logDomain(cells.flatMap((c) => [c.ratio, c.low, c.high, c.allowed]), 5, [1]), narrow ? 5 : 9);
     const at = (x) => clamp(x, scale.domain), known = (name) => cells.filter((c) => c[name] !== null);
+    // one label for all of the marks of what is allowed, which stays within the drawing
+    const limits = known("allowed").slice(0, 1).map((c) => ({ x: at(c.allowed), text: new Set(known("allowed").map((o) => o.allowed)).size > 1 ? "allowed" : `${format(c.allowed)} allowed` }));
+    const [from, to] = scale.domain.map(Math.log);
+    const side = ({ x }) => [[0.85, "end"], [0.15, "middle"]].find(([part]) => (Math.log(x) - from) / (to - from) > part)?.[1] ?? "start";
     const colour = (c) => (c.status === "fail" ? "var(--bad)" : several ? series[c.series].colour : "var(--k0)");
     const text = (c) => `${c.label.replaceAll(" · ", "\n")}${several ? `\n${shorten(series[c.series].label, 30)}` : ""}\nratio ${format(c.ratio)}\ninterval ${format(c.low)} to ${format(c.high)}\n${format(c.allowed)} allowed: ${c.status}\n${c.n} cases`;
     element.append(plot({
-      width, height: cells.length * unit + 34, marginLeft: margin, marginRight: 14, marginTop: 4, marginBottom: 24,
+      width, height: cells.length * unit + 46, marginLeft: margin, marginRight: 14, marginTop: 16, marginBottom: 24,
       x: scale, y: { type: "linear", domain: [cells.length * unit + 4, 0] }, symbol: { type: "identity" },
       marks: [
         Plot.ruleX([1], { stroke: "currentColor", strokeWidth: 1.5 }),
         Plot.text(cells, { y: (c) => (narrow ? c.y - 14 : c.y), text: (c) => shorten(c.label, narrow ? Math.floor(width / 7) : 42), frameAnchor: "left", dx: narrow ? 0 : -margin + 2, textAnchor: "start", fill: "currentColor", stroke: "var(--paper)", strokeWidth: 4 }),
         Plot.ruleY(cells.filter((c) => c.low !== null && c.high !== null), { y: "y", x1: (c) => at(c.low), x2: (c) => at(c.high), stroke: colour, strokeWidth: 1.75 }),
+        ...limits.map((l) => Plot.text([l], { x: "x", text: "text", frameAnchor: "top", dy: -12, textAnchor: side(l), fill: "currentColor" })),
         Plot.dot(known("allowed"), { y: "y", x: (c) => at(c.allowed), symbol: { draw: (context, size) => { const r = Math.sqrt(size); context.moveTo(0, -r); context.lineTo(0, r); } }, r: 5, stroke: "currentColor", strokeWidth: 1.75 }),
         Plot.dot(cells.filter((c) => c.status !== "fail"), { y: "y", x: (c) => at(c.ratio), stroke: colour, strokeWidth: 1.5, fill: (c) => (c.status === "predicted" ? "var(--paper)" : colour(c)), symbol: (c) => series[c.series].symbol, r: 3.6 }),
         Plot.dot(cells.filter((c) => c.status === "fail"), { y: "y", x: (c) => at(c.ratio), symbol: "times", stroke: colour, strokeWidth: 2.5, r: 4 }),
         Plot.tip(cells, Plot.pointer({ y: "y", x: (c) => at(c.ratio), title: text })),
       ],
     }));
+  };
+
+  // A distribution function with its band per run, and the line where kernel and standard attention are as far.
+  drawings.ahead = (element) => {
+    // but for the outermost 3 % of the cases, which are at the edges
+    const ends = data.paired.map(([, , , , , , xs, shares]) => [d3.max(xs, (x, i) => (shares[i] <= 0.03 ? x : xs[0])), d3.min(xs, (x, i) => (shares[i] >= 0.97 ? x : xs.at(-1)))]);
+    const domain = [Math.max(-8, Math.min(-1, ...ends.map(([low]) => low ?? -1))) - 0.1, Math.min(8, Math.max(1, ...ends.map(([, high]) => high ?? 1))) + 0.1];
+    const tensors = [...new Set(data.paired.map((d) => d[1]))];
+    small(element, tensors, tensors.length, (tensor) => [tensor, ""], (tensor, width, cell) => {
+      const marks = [], hover = [];
+      for (const [run, , n, closer, , half, xs, shares] of data.paired.filter((d) => d[1] === tensor).toReversed()) {
+        const s = series[run], inside = xs.map((x, i) => [clamp(x, domain), shares[i]]);
+        const first = inside.length ? inside[0][1] - 1 / n : closer / n; // those below all that are finite
+        const points = [[domain[0], first], ...inside, [domain[1], inside.length ? inside.at(-1)[1] : first]];
+        marks.push(
+          Plot.areaY(points, { x: (p) => p[0], y1: (p) => Math.max(0, p[1] - half), y2: (p) => Math.min(1, p[1] + half), curve: "step-after", fill: s.colour, fillOpacity: 0.18 }),
+          Plot.line(points, { curve: "step-after", stroke: s.colour, strokeWidth: 2, strokeDasharray: s.dash }),
+        );
+        inside.forEach(([x, y], i) => hover.push({ x, y, text: `${shorten(s.label, 30)}\n${percent(y)} of ${n} cases: the logarithm\nis at most ${format(xs[i])}, the ratio ${format(Math.exp(xs[i]))}` }));
+      }
+      return plot({
+        width, height: 168, marginLeft: 46, marginRight: 10, marginTop: 8, marginBottom: 22,
+        x: { domain, ticks: d3.ticks(...domain, width < 200 ? 4 : 6), label: format },
+        y: { domain: [0, 1], ticks: [0, 0.5, 1], label: (y) => `${100 * y} %` },
+        marks: [Plot.ruleX([0], { stroke: "currentColor", strokeWidth: 1.5 }), ...marks, tip(hover, cell)],
+      });
+    });
   };
 
   // log10 of a difference against the digits that were computed with; the dashed line is as many digits as there were.
@@ -346,6 +424,7 @@
       console.error(error);
     }
   };
+  let drawnAfter = 0; // ms
   const watch = new ResizeObserver((entries) => {
     for (const { target, contentRect } of entries) {
       const width = Math.round(contentRect.width);
@@ -353,6 +432,8 @@
       target.drawnAt = width;
       draw(target);
     }
+    drawnAfter ||= performance.now();
+    tellTime();
   });
   for (const element of document.querySelectorAll(".drawing")) watch.observe(element);
   for (const control of [scatterAxis, scatterRegime]) {
@@ -362,6 +443,16 @@
       draw(document.getElementById("scatter-drawing"));
     });
   }
+
+  // In the footer, what this page took to load and its figures to draw; where a browser cannot tell, nothing.
+  function tellTime() {
+    const loaded = performance.getEntriesByType?.("navigation")[0]?.loadEventEnd;
+    if (!loaded) return; // not over yet, or not told
+    const seconds = (ms) => `${(ms / 1000).toFixed(2)}\u00a0s`;
+    const said = [`, loaded in ${seconds(loaded)}`, ...(drawnAfter ? [`figures drawn after ${seconds(drawnAfter)}`] : [])];
+    document.getElementById("load").textContent = said.join(", ");
+  }
+  addEventListener("load", () => setTimeout(tellTime)); // the event's own end is known after it
 
   // ------------------------------------------------------------------------------------------------ copying
 

@@ -223,7 +223,10 @@ class Comparison(_Model):
 
 
 class Share(_Model):
-    """What the roundings at one site contribute to a tensor's error: its RMS alone, and its part of the whole MSE."""
+    """What the roundings at one site contribute to a tensor's error: its RMS alone, and its part of the whole MSE.
+
+    Both are of the mean over n cases; None: an earlier version did not say.
+    """
 
     dtype: str
     tensor: Tensor
@@ -231,6 +234,7 @@ class Share(_Model):
     rms: Number
     part: Number
     lines: str = ""  # of the kernel's source
+    n: int | None = None
 
 
 class Algebra(_Model):

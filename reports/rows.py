@@ -28,6 +28,10 @@ Long = Annotated[int | None, "BIGINT"]
 Double = Annotated[float | None, "DOUBLE"]
 Histogram = Annotated[tuple[int, ...] | None, "INTEGER[5]"]
 
+#: parts of the rows of a tensor, as equal as can be: row i of n is in part 8 i // n
+EIGHTHS = 8
+Eighths = Annotated[tuple[float, ...] | None, f"DOUBLE[{EIGHTHS}]"]
+
 
 class RecordError(ValueError):
     """A record that cannot be read or written; the message is one line that says what to do."""
@@ -82,6 +86,10 @@ class Row:
     standard_ulp: Histogram = None
     rounded_ulp: Histogram = None
     bitwise_standard: Double = None  # fraction of elements with the same bits as standard
+    kernel_eighths: Eighths = None  # RMS error of each eighth of the rows / of the whole; of the survey alone, as below
+    standard_eighths: Eighths = None
+    kernel_worst_row: Integer = None  # the row (of M in out, lse, dq, of N in dk, dv) with the largest error
+    standard_worst_row: Integer = None
     slope: Double = None  # <error, direction of a systematic error> / (elements natural_scale^2)
     slope_weight: Double = None  # <direction, direction> likewise: slope / slope_weight is the parameter's error
     failed: Text = None  # names of the checks that failed here, joined with ','

@@ -39,6 +39,26 @@ def style(*more: str) -> Markup:
     return Markup("").join(map(text_of, ("style.css", *more)))
 
 
+#: where a page tells its size; text is escaped, and JSON has no `<`, so nothing of a record can look like it
+SIZE = Markup('<span id="size"></span>')
+
+
+def sized(page: str) -> str:
+    """The page with its own size in bytes where SIZE stands."""
+    before, mark, after = words.encodable(page).partition(SIZE)
+    if not mark:
+        raise ValueError("the page has no place for its size")
+    others = len((before + after).encode())
+    total = 0
+    while (now := others + len(_told(total).encode())) != total:  # the figures count as well
+        total = now
+    return before + _told(total) + after
+
+
+def _told(n: int) -> str:
+    return f'<span id="size">{words.size(n)} ({words.plural(n, "byte")})</span>'
+
+
 def fitting(pages: Iterable[str], most: int) -> str:
     """The first page of at most so many bytes, or the last; in characters that UTF-8 has."""
     page = ""

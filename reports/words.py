@@ -67,9 +67,26 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def size(n: int) -> str:
+    """Bytes in decimal units: 640 bytes, 48 kB, 1.1 MB."""
+    for unit, power in (("MB", 6), ("kB", 3)):
+        if n >= 10**power:
+            return f"{number(n / 10**power, 2)} {unit}"
+    return plural(n, "byte")
+
+
 def clip(text: str, limit: int = 2000) -> str:
     """The text, or its beginning and how much is missing: no message may fill the page."""
     return text if len(text) <= limit else f"{text[:limit]}… ({count(len(text) - limit)} more characters)"
+
+
+def parted(text: str, limit: int) -> tuple[str, str]:
+    """The text cut at a semicolon: as many clauses as fit the limit, at least the first, and the others."""
+    clauses = text.split("; ")
+    kept = 1
+    while kept < len(clauses) and len("; ".join(clauses[: kept + 1])) <= limit:
+        kept += 1
+    return "; ".join(clauses[:kept]), "; ".join(clauses[kept:])
 
 
 def encodable(text: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import pytest
 from flashproof.reports.record import Row, Run, load
+from flashproof.reports.words import size
 
 FLASHPROOF = str(Path(sys.executable).with_name("flashproof"))
 PASS, FAIL, INTERRUPTED, INTERNAL, USAGE, NOTHING = range(6)
@@ -481,7 +482,9 @@ def test_gate_and_report_of_a_whole_record(place: Path, whole: Path) -> None:
     before = snapshot(place / "run")
     assert_tidy(flashproof("gate", "run", "--budgets", "small.toml"), PASS)
     assert snapshot(place / "run") == before, "gate wrote to the record"
-    assert_tidy(flashproof("report", "run", "--out", "new.html"), PASS)
+    done = flashproof("report", "run", "--out", "new.html")
+    assert_tidy(done, PASS)
+    assert done.stdout == f"new.html, {size((place / 'new.html').stat().st_size)}\n"
     assert (place / "new.html").read_text().rstrip().endswith("</html>")
 
 

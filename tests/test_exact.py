@@ -242,15 +242,17 @@ def test_parts_that_do_not_add_up_are_not_judged():
     """A race, say, makes errors that no rounding explains."""
     budgets = load_budgets()
 
-    def statuses(total):
+    def checked(total, n=None):
         parts = {WHOLE: 1.0, REST: total, "k:accumulators": 0.5 * total}
         shares = tuple(
-            Share(dtype="bf16", tensor="dq", site=site, rms=part**0.5, part=part) for site, part in parts.items()
-        )
-        return [c.status for c in algebra.accumulator_checks(Algebra(shares=shares), budgets, "x")]
+            Share(dtype=dtype, tensor="dq", site=site, rms=part**0.5, part=part, n=n)
+            for dtype in ("bf16", "fp16") for site, part in parts.items()
+        )  # fmt: skip
+        return [(c.status, c.n) for c in algebra.accumulator_checks(Algebra(shares=shares), budgets, "x")]
 
-    assert statuses(1.0) == ["fail"]
-    assert statuses(5.0) == statuses(0.1) == []
+    assert checked(1.0, 4) == [("fail", 8)]
+    assert checked(1.0) == [("fail", 2)], "of an earlier record, at least a case per dtype"
+    assert checked(5.0, 4) == checked(0.1, 4) == []
 
 
 def test_a_rounding_that_is_not_there_has_no_part(tmp_path, monkeypatch):
@@ -259,7 +261,9 @@ def test_a_rounding_that_is_not_there_has_no_part(tmp_path, monkeypatch):
                   ("forward.py", "tl.dot(p_low, v_tile, acc", "tl.dot(p_low, v_tile.to(tl.float32), acc"))  # fmt: skip
     monkeypatch.syspath_prepend(tmp_path)
     implementation = replace(load(spec), has_backward=False)
-    parts = {s.site: s.part for s in attribution(implementation, "cpu", "bf16", 0, 1) if s.tensor == "out"}
+    shares = attribution(implementation, "cpu", "bf16", 0, 2)
+    assert {s.n for s in shares} == {2}
+    parts = {s.site: s.part for s in shares if s.tensor == "out"}
     assert parts.get("flash_forward:P", 0.0) < 1e-3
     assert parts["flash_forward:output"] > 0.98
 

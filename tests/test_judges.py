@@ -9,6 +9,7 @@ import pytest
 import torch
 from flashproof.reference import attention as truth
 from flashproof.reference.masks import Mask
+from flashproof.reports.intervals import band, share_interval
 from flashproof.reports.record import Row
 from flashproof.verify import budgets
 from flashproof.verify.case import Case, MaskRecipe
@@ -16,7 +17,7 @@ from flashproof.verify.errors import bound_ratio, floored_log_ratio, measure, ro
 from flashproof.verify.evaluate import evaluate
 from flashproof.verify.implementation import recognise
 from flashproof.verify.judge import judge
-from flashproof.verify.statistics import dominates, mean_interval, rule_of_three, share_interval, student_quantile
+from flashproof.verify.statistics import dominates, mean_interval, rule_of_three, student_quantile
 from flashproof.verify.storage import storage_of
 from flashproof.verify.storing import stores_scores
 from flashproof.verify.verdict import verdict_of
@@ -120,6 +121,25 @@ def test_share_interval_has_the_tails_that_it_promises():
     assert share_interval(0, 100)[0] == 0.0
     assert share_interval(0, 100)[1] == pytest.approx(1 - 0.025 ** (1 / 100), rel=1e-9)
     assert share_interval(100, 100)[1] == 1.0
+
+
+@pytest.mark.parametrize(("k", "n"), [(9_000, 20_000), (19_900, 20_000), (1, 20_000), (700_000, 1_000_000)])
+def test_share_interval_of_many_cases(k, n):
+    """As Wilson's (1927), to which it tends."""
+    z, p = 1.959964, k / n
+    middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    assert share_interval(k, n) == pytest.approx((low, high), rel=0.02 if min(k, n - k) > 50 else None, abs=3 / n)
+
+
+def test_the_band_holds_a_whole_distribution_function():
+    generator = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(400):
+        x = torch.rand(50, generator=generator).sort().values
+        above, below = (torch.arange(first, 50 + first) / 50 for first in (1, 0))
+        held += max(float((above - x).max()), float((x - below).max())) <= band(50, 0.9)
+    assert 0.9 <= held / 400 < 0.97
 
 
 def test_dominates():

@@ -131,6 +131,7 @@ def test_every_column_survives(tmp_path: Path, way: str) -> None:
         "BIGINT": 2**62,
         "DOUBLE": 1e-310,
         "INTEGER[5]": (1, 2, 3, 4, 5),
+        "DOUBLE[8]": (0.0, 0.123, 1.0, 2.83, 1e-310, 0.1, 0.2, 0.3),
     }
     full = Row(**{name: samples[kind] for name, kind in COLUMNS.items()})  # type: ignore[arg-type]
     bare = Row(case_id="b", phase="hunt", status="raised")

@@ -36,6 +36,7 @@ from flashproof.reports.record import (
     Verdict,
 )
 from flashproof.reports.summary import github_annotations, summary
+from flashproof.reports.templates import SIZE, sized
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -125,6 +126,10 @@ def make_rows(
                     standard_ulp=(500, 3500, 3000, 1000, 192),
                     rounded_ulp=(1000, 7192, 0, 0, 0),
                     bitwise_standard=0.3,
+                    kernel_eighths=tuple(0.8 + 0.05 * ((i + e) % 8) for e in range(8)),
+                    standard_eighths=tuple(0.9 + 0.02 * ((3 * i + e) % 8) for e in range(8)),
+                    kernel_worst_row=7 * i % 64,
+                    standard_worst_row=5 * i % 64,
                 ),
             )
     return found
@@ -229,12 +234,12 @@ def comparison(n: int, status: str = "equal", **values: Any) -> Comparison:
     return Comparison(case=case, status=status, **(defaults | values))
 
 
-def attributed(sites: dict[str, float] = SITES) -> tuple[Share, ...]:
+def attributed(sites: dict[str, float] = SITES, n: int | None = 1) -> tuple[Share, ...]:
     """The shares of two tensors in two dtypes."""
     parts = {"whole": 1.0, "sum of the parts": sum(sites.values()), **sites}
     return tuple(
         Share(dtype=dtype, tensor=tensor, site=site, rms=1e-3 * part**0.5, part=part,
-              lines="forward.py:80" if ":" in site else "")
+              lines="forward.py:80" if ":" in site else "", n=n)
         for dtype in ("bf16", "fp16") for tensor in ("dq", "out") for site, part in parts.items()
     )  # type: ignore[arg-type]  # fmt: skip
 
@@ -372,6 +377,7 @@ UNUSUAL = {
     "only raised": lambda: [nothing(raised(), "fail")],
     "all NULL": lambda: [nothing(nulls(), "pass")],
     "no dtype": lambda: [nothing([Row(case_id="a", phase="survey", status="ok", tensor="out")])],
+    "no places": lambda: [replace(r := make_run(20), rows=tuple(without_places(x) for x in r.rows))],
     "no gradients": lambda: [make_run(40, tensors=("out", "lse"))],
     "one case": lambda: [make_run(1)],
     "hunt only": lambda: [replace(r := make_run(20), rows=tuple(replace(x, phase="hunt") for x in r.rows))],
@@ -394,6 +400,11 @@ UNUSUAL = {
         poor_accumulators(),
     ],
 }
+
+
+def without_places(row: Row) -> Row:
+    """As an earlier version recorded it."""
+    return replace(row, kernel_eighths=None, standard_eighths=None, kernel_worst_row=None, standard_worst_row=None)
 
 
 def with_errors(run: Run, value: float) -> Run:
@@ -622,9 +633,27 @@ def test_sites_of_one_kind_are_one_part_and_an_unknown_kind_is_not_lost() -> Non
 
 def test_the_table_of_the_attribution_has_every_site_and_its_lines() -> None:
     text = squeezed([with_algebra(make_run(20), EQUAL)])
-    assert "out fp16 whole 0.001 100 % out fp16 sum of the parts 9.96e-04 99 % " in text
-    assert "out fp16 flash_forward:output 7.68e-04 59 % forward.py:80 out fp16 flash_forward:P" in text
-    assert "flash_forward:accumulators 4.47e-05 0.2 % forward.py:80" in text
+    assert "out fp16 whole 0.001 100 % 1 out fp16 sum of the parts 9.96e-04 99 % 1 " in text
+    assert "out fp16 flash_forward:output 7.68e-04 59 % 1 forward.py:80 out fp16 flash_forward:P" in text
+    assert "flash_forward:accumulators 4.47e-05 0.2 % 1 forward.py:80" in text
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ((1,), "n = 1 case per dtype"),
+        ((4,), "n = 4 cases per dtype"),
+        ((4, 1), "n = 1 or 4 cases per dtype"),
+        ((1, None), "n not recorded"),
+    ],
+)
+def test_the_attribution_says_how_many_cases_it_rests_on(counts: tuple[int | None, ...], says: str) -> None:
+    runs = [with_algebra(make_run(20), Algebra(comparisons=EQUAL.comparisons, shares=attributed(n=n))) for n in counts]
+    text = " ".join(outline(runs).text.split())
+    assert text.count(says) == 2, "beside the axis, and in the caption"
+    assert ("one case shows no spread" in text) == (1 in counts)
+    for n in counts:
+        assert f"40 % {n or '–'} forward.py:80" in text
 
 
 def test_every_run_has_its_answer_and_its_bars() -> None:
@@ -678,7 +707,8 @@ def test_the_bitwise_question_asks_what_is_measured() -> None:
 
 def test_figures_without_data_say_so() -> None:
     text = outline([nothing([])]).text
-    assert text.count("Nothing to draw") == 7
+    assert text.count("Nothing to draw") == 11
+    assert outline(UNUSUAL["no places"]()).text.count("does not say where in its tensors the errors are") == 3
     assert "No tensor was measured" in text
     assert "None, but there is no verdict either." in text
 
@@ -932,6 +962,54 @@ def test_ratios(value: float | None, text: str) -> None:
     assert words.ratio(value) == text
 
 
+@pytest.mark.parametrize(("n", "text"), [(1, "1 byte"), (640, "640 bytes"), (48_300, "48 kB"), (1_107_550, "1.1 MB")])
+def test_sizes(n: int, text: str) -> None:
+    assert words.size(n) == text
+
+
+@pytest.mark.parametrize("name", ["one case", "hostile", "two runs"])
+def test_a_page_tells_its_own_size(name: str) -> None:
+    page = render(UNUSUAL[name]())
+    (told,) = re.findall(r'<span id="size">(.*?)</span>', page)
+    assert told == f"{words.size(len(page.encode()))} ({words.plural(len(page.encode()), 'byte')})"
+
+
+def test_a_size_counts_its_own_figures() -> None:
+    """Where they make the page longer by a digit."""
+    for n in (*range(9_960, 10_000), *range(99_960, 100_000)):
+        page = sized("x" * n + SIZE)
+        assert words.plural(len(page.encode()), "byte") in page
+    with pytest.raises(ValueError, match="no place"):
+        sized("x")
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "parts"),
+    [
+        ("One clause.", 5, ("One clause.", "")),
+        ("One; two; three.", 8, ("One; two", "three.")),
+        ("One; two; three.", 16, ("One; two; three.", "")),
+        ("Long as it is; two; three.", 4, ("Long as it is", "two; three.")),
+    ],
+)
+def test_a_text_is_parted_between_clauses(text: str, limit: int, parts: tuple[str, str]) -> None:
+    assert words.parted(text, limit) == parts
+    assert "; ".join(filter(None, parts)) == text
+
+
+def test_a_long_answer_unfolds_and_loses_nothing() -> None:
+    clauses = [f"clause {i} of twenty, with so many words that they fill the card" for i in range(20)]
+    answer = Answer(status="pass", evidence="; ".join(clauses))
+    run = make_run(20)
+    exactness = run.verdict.exactness.model_copy(update={"accuracy": answer})
+    page = render([replace(run, verdict=run.verdict.model_copy(update={"exactness": exactness}))])
+    card = page.partition("<dt>Accuracy")[2].partition("</div>")[0]
+    shown, _, folded = card.partition("<details>")
+    assert [c in shown for c in clauses] == [True] * 4 + [False] * 16
+    assert all(c in folded for c in clauses[4:])
+    assert "<details>" not in page.partition("<dt>Bitwise")[2].partition("</div>")[0]
+
+
 def test_replay_is_quoted_for_a_shell() -> None:
     import shlex
 
@@ -1064,7 +1142,8 @@ def test_every_figure_is_drawn(opened: Opened, width: int, scheme: str) -> None:
     view = {"width": width, "height": 900}
     page, trouble = opened(render(runs), viewport=view, color_scheme=scheme)
     marks = page.evaluate(MARKS)
-    known = ("ecdf", "scatter", "ulp", "bias", "cells", "bound", "predictor", "digits", "sites")
+    known = ("ecdf", "scatter", "ulp", "bias", "cells", "bound", "predictor", "digits", "sites", "profiles")
+    known += ("worst-rows", "worst-tiles", "ahead")
     assert set(marks) == {f"{name}-drawing" for name in known}
     assert all(count > 3 for count in marks.values()), marks
     assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -1139,6 +1218,36 @@ def test_digits_follow_their_line_or_leave_it(opened: Opened) -> None:
     assert trouble == []
 
 
+CELLS_TEXT = """() => [...document.querySelectorAll("#cells-drawing text")].map((e) => e.textContent)"""
+
+
+def with_cells(low: float, high: float, allowed: tuple[float, ...]) -> Run:
+    """A run with two cells, their ratios at the ends of the axis."""
+    run = make_run(20)
+    cells = tuple(
+        cell.model_copy(update={"ratio": x, "low": x, "high": x, "allowed": allowed[i % len(allowed)]})
+        for i, (cell, x) in enumerate(zip(run.verdict.cells, (low, high), strict=False))
+    )
+    return replace(run, verdict=run.verdict.model_copy(update={"cells": cells}))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "allowed", "label"),
+    [(0.63, 1.28, (1.1,), "1.1 allowed"), (0.97, 1.02, (1.1,), "1.1 allowed"), (0.02, 0.9, (1.1, 0.5), "allowed"),
+     (1.3, 40.0, (1.1,), "1.1 allowed")],
+)  # fmt: skip
+@pytest.mark.parametrize("width", [1400, 400])
+def test_the_axis_of_the_cells_can_be_read(
+    opened: Opened, low: float, high: float, allowed: tuple[float, ...], label: str, width: int
+) -> None:
+    page, trouble = opened(render([with_cells(low, high, allowed)]), viewport={"width": width, "height": 900})
+    texts = page.evaluate(CELLS_TEXT)
+    assert texts.count(label) == 1
+    assert 3 <= sum(bool(re.fullmatch(r"[\d.]+|10[⁰¹²³⁴-⁹⁻]+", text)) for text in texts) <= 10
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert trouble == []
+
+
 def test_buttons_and_points_copy_replay_commands(opened: Opened) -> None:
     page, trouble = opened(render([make_run(broken=True)]))
     page.locator("#findings .copy").first.click()
@@ -1176,6 +1285,17 @@ def test_the_scatter_plot_can_be_drawn_against_sizes_and_of_one_regime(opened: O
     assert trouble == []
 
 
+@pytest.mark.parametrize("name", ["six runs", "nothing measured"])
+def test_the_footer_tells_how_long_the_page_took(opened: Opened, name: str) -> None:
+    page, trouble = opened(render(UNUSUAL[name]()))
+    footer = page.locator("footer").inner_text()
+    print(footer)  # noqa: T201  (a duration is shown, never asserted: it is the machine's)
+    (size,) = re.findall(r"\(([\d\s]+) bytes\), loaded in \d+\.\d\d\ss", footer)
+    assert 100_000 < int("".join(size.split())) <= MAX_BYTES
+    assert ("figures drawn after" in footer) == (name == "six runs")
+    assert trouble == []
+
+
 def test_tables_need_no_script(opened: Opened) -> None:
     page, trouble = opened(render([with_algebra(make_run(), EQUAL)]), java_script_enabled=False)
     assert page.locator("table").count() >= 10
@@ -1185,6 +1305,7 @@ def test_tables_need_no_script(opened: Opened) -> None:
     assert page.locator("#sites table").is_visible()
     assert page.locator("#exact table").first.is_visible()
     assert page.locator("noscript .warning").is_visible()
+    assert re.search(r"This page: .*bytes\)\.$", page.locator("footer").inner_text())
     assert not page.locator(".controls").first.is_visible()
     assert not page.locator(".copy").first.is_visible()
     assert trouble == []

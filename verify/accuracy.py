@@ -14,6 +14,7 @@ from .case import Case
 from .check import Check
 from .errors import Errors, bound_ratio, floored_log_ratio, same_bits, slack
 from .expected import Reference, dtype_of
+from .positions import along_rows
 
 
 def compared(
@@ -39,7 +40,7 @@ def compared(
         kernel_bias=errors.bias, standard_bias=usual.bias, rounded_bias=best.bias,
         kernel_ulp=errors.ulp_histogram, standard_ulp=usual.ulp_histogram, rounded_ulp=best.ulp_histogram,
         bitwise_standard=_share_of_same_bits(value, known.standard[name]),
-        **_slope(name, value, known),
+        **_slope(name, value, known), **(_placed(name, value, known) if identity["phase"] == "survey" else {}),
     )  # fmt: skip
     bound = known.bound[name]
     return row, [_finite(name, value, truth, bound), _bounded(name, value, truth, bound, ratio, index)]
@@ -52,6 +53,12 @@ def _slope(name: str, value: Tensor, known: Reference) -> dict[str, Any]:
     along, square = slope(value.double() - known.truth[name], known.direction[name])
     unit = known.natural_scale[name] ** 2 * value.numel()
     return {"slope": along / unit, "slope_weight": square / unit}
+
+
+def _placed(name: str, value: Tensor, known: Reference) -> dict[str, Any]:
+    """Where in the tensor the error sits, the kernel's and standard attention's."""
+    truth = known.truth[name]
+    return along_rows("kernel", value, truth) | along_rows("standard", known.standard[name], truth)
 
 
 def _share_of_same_bits(value: Tensor, usual: Tensor) -> float | None:

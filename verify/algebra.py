@@ -76,7 +76,8 @@ def accumulator_checks(algebra: Algebra | None, budgets: Budgets, implementation
         detail = f"{worst.part:.1%} of its squared error arises in the accumulators ({worst.dtype}"
         detail += f", {worst.lines})" if worst.lines else ")"
         detail += f"; allowed {min(limits.values()):.0%}"
-        found.append(_check("accumulators", tensor, failed=failed, n=len(parts), detail=detail))
+        cases = sum(s.n or 1 for s in parts.values())
+        found.append(_check("accumulators", tensor, failed=failed, n=cases, detail=detail))
     return found
 
 

@@ -97,8 +97,9 @@ def _shares(squares: dict[tuple[str, str], list[float]], lines: dict[str, set[st
         whole = mean[tensor, WHOLE]
         parts = {site: value for (name, site), value in mean.items() if name == tensor and site != WHOLE}
         ordered = sorted(((v, s) for s, v in parts.items() if v > 1e-6 * whole), reverse=True)
+        n = len(squares[tensor, WHOLE])
         for value, site in [(whole, WHOLE), (sum(parts.values()), REST), *ordered]:
             part = value / whole if whole else 0.0
             shares.append(Share(dtype=dtype, tensor=cast(TensorName, tensor), site=site, rms=value**0.5, part=part,
-                                lines=', '.join(sorted(lines[site]))))  # fmt: skip
+                                lines=', '.join(sorted(lines[site])), n=n))  # fmt: skip
     return shares if any(s.site not in (WHOLE, REST) for s in shares) else []

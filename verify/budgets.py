@@ -180,8 +180,12 @@ def load(path: Path | None = None) -> Budgets:
         UsageError: for a file that cannot be read, is not TOML, has an unknown key or a value of the wrong type, or
             loosens a default without a reason.
     """
+    return checked({} if path is None else file_entries(path), path)
+
+
+def checked(own: dict[str, Any], path: Path | None) -> Budgets:
+    """The default budgets, overridden by entries that stand in a file; raises as `load`."""
     defaults = default_entries()
-    own = {} if path is None else file_entries(path)
     try:
         budgets = Budgets.model_validate(_merged(defaults, own))
     except ValidationError as e:
@@ -208,10 +212,21 @@ def default_entries() -> dict[str, Any]:
 
 def file_entries(path: Path) -> dict[str, Any]:
     """A file of budgets as TOML has it."""
+    return entries_of(text_of(path), path)
+
+
+def text_of(path: Path) -> str:
+    """What a file of budgets holds."""
     try:
-        return tomllib.loads(path.read_text())
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(f"budgets {path} cannot be read: {e}") from e
+
+
+def entries_of(text: str, path: Path) -> dict[str, Any]:
+    """The text of a file as TOML has it."""
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
         raise UsageError(f"budgets {path} is not TOML: {e}") from e
 

@@ -11,7 +11,7 @@ import click
 from .cli_folder import made, writing
 from .cli_gate import budgets_option
 from .github import tell
-from .problems import FAIL, PASS, InterruptedRunError, NothingError
+from .problems import FAIL, PASS, InterruptedRunError, NothingError, UsageError
 
 if TYPE_CHECKING:
     from ..reports.drift import Drift, DriftCell, Pairing
@@ -25,12 +25,16 @@ _folder = click.Path(path_type=Path)
 @click.argument("base_folder", metavar="BASE", type=_folder)
 @click.argument("head_folder", metavar="HEAD", type=_folder)
 @budgets_option
+@click.option("--ratchet", is_flag=True, help="Tighten ratio_margin in the --budgets file where HEAD is surely better.")
 @click.option("--out", type=_folder, default=None, help="Folder for compare.json and compare.md.")
-def compare(base_folder: Path, head_folder: Path, budgets_file: Path | None, out: Path | None) -> None:
+def compare(base_folder: Path, head_folder: Path, budgets_file: Path | None, ratchet: bool, out: Path | None) -> None:
     """Two recorded runs, paired by case: is HEAD less accurate than BASE, or does it fail what BASE passes?
 
     Both must have surveyed the same cases: the same seed, profile and number of cases.  Exit code 1 if a cell (dtype x
     tensor x regime) is worse or a check fails that passed, 0 if not, 5 if too few cases pair to tell.
+
+    With --ratchet, cells whose error surely shrank may not grow back: the file of --budgets gets an exception for each,
+    never a looser one.  It stays as it is if anything is worse.
     """
     from ..reports import record
     from ..reports.drift import annotated, markdown
@@ -40,6 +44,8 @@ def compare(base_folder: Path, head_folder: Path, budgets_file: Path | None, out
     from .console import Console
     from .console_drift import print_drift
 
+    if ratchet and budgets_file is None:
+        raise UsageError("--ratchet: give the file that it is to tighten with --budgets")
     limits = budgets.load(budgets_file)
     base, head = record.load(base_folder), record.load(head_folder)
     drift = compared(base, head, limits)
@@ -54,11 +60,47 @@ def compare(base_folder: Path, head_folder: Path, budgets_file: Path | None, out
     console.allowed(drift.allowed)
     tell(page, workflow_commands(annotated(drift)))
     if drift.verdict == "worse":
+        if ratchet:
+            click.echo(f"{budgets_file} stays as it is: HEAD is worse")
         sys.exit(FAIL)
     for run in (base, head):
         if run.manifest.interrupted:
             raise InterruptedRunError(f"{run.folder} was interrupted: what pairs is no worse, but it is not the whole")
+    if ratchet and budgets_file is not None:
+        _ratchet(budgets_file, drift, base, head, limits)
     sys.exit(PASS)
+
+
+def _ratchet(file: Path, drift: Drift, base: Run, head: Run, limits: Budgets) -> None:
+    """Tighten the file where the comparison is better; say from what to what, and whether the base fails by it.
+
+    It does not where it improved by less than an interval is wide, for the gate does not pair.
+    """
+    from ..reports.rows import write_text_atomic
+    from ..reports.words import plural
+    from . import budgets
+    from .drift import TOGETHER
+    from .judge import judge, real_regime
+    from .ratchet import exceptions, tightened
+
+    name = head.manifest.implementation
+    cells = tightened(drift.cells, judge(head.rows, limits, name).cells, limits, name)
+    if not cells:
+        better = [c for c in drift.of("better") if c.regime != TOGETHER]
+        why = "none of its margins is above what they reach" if better else "none is surely better"
+        click.echo(f"{file} stays as it is: {plural(len(better), 'cell')} better, {why}")
+        return
+    text = budgets.text_of(file)
+    text += "" if not text or text.endswith("\n") else "\n"
+    text += exceptions(cells, name)
+    tighter = budgets.checked(budgets.entries_of(text, file), file)  # before anything is written
+    with writing(file):
+        write_text_atomic(file.resolve(), text)
+    before = judge(base.rows, tighter, name).cells
+    failing = {(c.tensor, c.dtype, real_regime(c.regime)) for c in before if c.status == "fail"}
+    for c in cells:
+        fails = (c.tensor, c.dtype, c.regime) in failing
+        click.echo(f"{file}: {c}; the base {'fails by it' if fails else 'has too few cases to fail by it'}")
 
 
 def compared(base: Run, head: Run, budgets: Budgets) -> Drift:

@@ -84,6 +84,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Records to one HTML report; several runs stand side by side."""
     from ..reports import html, record
     from ..reports.rows import write_text_atomic
+    from ..reports.words import size
 
     loaded = [record.load(r) for r in runs]
     target = out or runs[0] / "report.html"
@@ -91,7 +92,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
         write_text_atomic(target, html.render(loaded))
     except OSError as e:
         raise UsageError(f"{target} cannot be written: {e.strerror or e}") from e
-    click.echo(str(target))
+    click.echo(f"{target}, {size(target.stat().st_size)}")
 
 
 def write_reports(folder: Path) -> None:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..reports.record import Algebra, Allowed, Answer, Comparison, Share, Verdict
-from ..reports.words import plural
+from ..reports.words import plural, size
 from .case import case_of
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ class Console:
             answer = getattr(verdict.exactness, question)
             self.out.print(f"\n[bold]{question}[/]: {answer.status}. {escape(answer.evidence)}", soft_wrap=True)
         self.out.print(f"\n{_MARK[verdict.verdict]}  {escape(verdict.sentence)}", soft_wrap=True)
-        report = f"; report: {folder / 'report.html'}" if (folder / "report.html").is_file() else ""
+        page = folder / "report.html"
+        report = f"; report: {page}, {size(page.stat().st_size)}" if page.is_file() else ""
         self.out.print(f"[dim]{verdict.counts.cases} cases, {verdict.seconds:.0f} s{escape(report)}[/]", soft_wrap=True)
 
     def allowed(self, allowed: Sequence[Allowed]) -> None:
@@ -184,10 +185,10 @@ class Console:
             )
             return
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for column in ("dtype", "tensor", "rounding site", "RMS error", "part of the squared error"):
+        for column in ("dtype", "tensor", "rounding site", "RMS error", "part of the squared error", "n"):
             table.add_column(column, justify="left" if column in ("dtype", "tensor", "rounding site") else "right")
         for s in shares:
-            table.add_row(s.dtype, s.tensor, s.site, f"{s.rms:.3g}", f"{s.part:.1%}")
+            table.add_row(s.dtype, s.tensor, s.site, f"{s.rms:.3g}", f"{s.part:.1%}", str(s.n or "-"))
         self.out.print(table)
 
     def yardstick(self, rows: Sequence[Straightness]) -> None:

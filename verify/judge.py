@@ -114,6 +114,11 @@ def _cells(rows: Sequence[Row], tensor: TensorName, *, together: bool) -> dict[t
     return cells
 
 
+def real_regime(cell: str) -> str:
+    """The regime of a cell's cases, plain or not."""
+    return cell.removesuffix(_PLAIN)
+
+
 def known(values: Iterable[float | None]) -> list[float]:
     """The finite values among those that were measured."""
     return [v for v in values if v is not None and math.isfinite(v)]
@@ -129,6 +134,7 @@ def _ratio_cells(rows: list[Row], budgets: Budgets, implementation: str) -> list
 
     A cell fails when the ratio is surely beyond the margin, and the kernel's error is also surely beyond what any known
     arrangement's roundings predict: where standard attention is lucky, being as good as flash should be is no fault.
+    That does not excuse where the budgets ask for more than the default: there more has been reached, or is wanted.
     """
     cells = []
     by_cell = {(t, *cell): group for t in TENSORS for cell, group in _cells(rows, t, together=False).items()}
@@ -136,10 +142,11 @@ def _ratio_cells(rows: list[Row], budgets: Budgets, implementation: str) -> list
         ratios = mean_interval(known(r.log_ratio for r in group), budgets.ratio.confidence)
         if ratios.n < budgets.ratio.min_cases:
             continue
-        real = regime.removesuffix(_PLAIN)
+        real = real_regime(regime)
         margin = budgets.allowance("ratio_margin", budgets.ratio.margin, implementation, dtype, tensor, real)
         predicted = mean_interval(logs(r.envelope_ratio for r in group), budgets.ratio.confidence)
         excused = predicted.n >= budgets.ratio.min_cases and predicted.low <= math.log(budgets.ratio.margin)
+        excused = excused and margin >= budgets.ratio.margin
         worse = ratios.low > math.log(margin)
         status = "fail" if worse and not excused else "predicted" if worse else "pass"
         if tensor == "lse" and worse:  # its yardstick is the bound: standard's own LSE has fp32 accuracy at times
@@ -180,7 +187,7 @@ def _predictor_checks(rows: list[Row], budgets: Budgets, implementation: str) ->
             found = mean_interval(logs(r.envelope_ratio for r in group), budgets.ratio.confidence)
             if found.n < budgets.ratio.min_cases:
                 continue
-            real = regime.removesuffix(_PLAIN)
+            real = real_regime(regime)
             margin = budgets.allowance(
                 "predictor_margin", budgets.predictor.margin, implementation, dtype, tensor, real
             )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import mpmath
+
+from ..reports.intervals import band
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,44 +87,22 @@ def bounded_exp(x: float) -> float:
     return math.exp(min(700.0, max(-700.0, x)))
 
 
-def share_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The two-sided interval of a probability after k of n independent cases (Clopper and Pearson 1934).
-
-    Its ends are where the binomial tails P(X >= k) and P(X <= k) are (1 - confidence) / 2.
-    """
-
-    def at_least(k: int, p: float) -> float:  # I_p(k, n - k + 1), Abramowitz and Stegun 26.5.24
-        return float(mpmath.betainc(k, n - k + 1, 0, p, regularized=True))
-
-    def solved(below: Callable[[float], bool]) -> float:
-        low, high = 0.0, 1.0
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if below(middle) else (low, middle)
-        return (low + high) / 2
-
-    tail = (1 - confidence) / 2
-    low = solved(lambda p: at_least(k, p) < tail) if k > 0 else 0.0
-    high = solved(lambda p: at_least(k + 1, p) < 1 - tail) if k < n else 1.0
-    return low, high
-
-
 def dominates(smaller: Sequence[float], larger: Sequence[float], confidence: float = 0.95) -> bool | None:
     """Whether the distribution function of `smaller` is surely ahead of that of `larger` somewhere, and nowhere behind.
 
-    Surely: by more than both bands of Dvoretzky, Kiefer and Wolfowitz together (Massart 1990: half width
-    sqrt(log(2 / alpha) / 2n), each at half of alpha).  False when it is surely behind; None when neither can be told.
+    Surely: by more than both bands of Dvoretzky, Kiefer and Wolfowitz together, each at half of alpha.
+    False when it is surely behind; None when neither can be told.
     """
     n, m = len(smaller), len(larger)
     if not n or not m:
         return None
-    band = sum(math.sqrt(math.log(4 / (1 - confidence)) / (2 * k)) for k in (n, m))
+    both = sum(band(k, (1 + confidence) / 2) for k in (n, m))
     points = sorted((*smaller, *larger))
     a, b = sorted(smaller), sorted(larger)
     ahead = [bisect_right(a, x) / n - bisect_right(b, x) / m for x in points]
-    if min(ahead) < -band:
+    if min(ahead) < -both:
         return False
-    return True if max(ahead) > band else None
+    return True if max(ahead) > both else None
 
 
 def common_slope(cases: Sequence[tuple[float | None, float | None]]) -> Mean | None:

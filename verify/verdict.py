@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
+from ..reports.intervals import share_interval
 from ..reports.record import IN_DTYPE, Algebra, Answer, Check, Exactness, Finding, Row, Standing, Tensor, Verdict
 from ..reports.words import in_scale, plural
 from .algebra import answer as algebraic_answer
@@ -15,7 +16,7 @@ from .budgets import Budgets, beyond_default
 from .comparison import WHY, WORSE, standings
 from .errors import NEGLIGIBLE
 from .judge import Judgement, known
-from .statistics import dominates, rule_of_three, share_interval
+from .statistics import dominates, rule_of_three
 
 State = Literal["pass", "fail", "nothing-measured"]
 _NAMED = 4
