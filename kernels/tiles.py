@@ -18,10 +18,11 @@ UNBOUNDED = 2**30
 
 #: Arguments whose values are worth no compilation of their own, not when they are 1, not when they are multiples of 16.
 #: What the compiler must know of strides and addresses is said by ALIGNED.
-_TENSORS = ("q", "k", "v", "do", "o", "mask", "key_lengths", "lse", "dlse", "delta", "dq", "dk", "dv")
+_SIZES = ("M", "N", "HEAD_DIM", "GROUP", "diagonal", "left", "right", "has_lengths")
 _STRIDES = tuple(f"stride_{x}{y}" for x in ("q", "k", "v", "g", "m", "o", "d", "dq", "dk", "dv") for y in "bhmnd")
-ANY_VALUE = {
-    "do_not_specialize": ("M", "N", "HEAD_DIM", "GROUP", "diagonal", "left", "right", "has_lengths", *_STRIDES),
+_TENSORS = ("q", "k", "v", "do", "o", "mask", "key_lengths", "lse", "dlse", "delta", "dq", "dk", "dv")
+ANY_VALUE = {  # but for stride_lm, which is 1: the log-sum-exp is a buffer of our own
+    "do_not_specialize": (*_SIZES, *_STRIDES, "stride_lb", "stride_lh"),
     "do_not_specialize_on_alignment": _TENSORS,
 }
 

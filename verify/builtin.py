@@ -76,6 +76,30 @@ def _sdpa(name: str, backend: SDPBackend) -> Callable[[], Implementation]:
     return lambda: recognise(name, attention)
 
 
+def _flex() -> Implementation:
+    """FlexAttention compiled, as it is meant to be used: uncompiled it is torch's own standard attention in fp32."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    compiled = torch.compile(flex_attention, dynamic=True)
+
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None,
+        enable_gqa: bool = False, *, window: tuple[int | None, int | None] = (None, None), return_lse: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        left, right = window
+        right = 0 if is_causal and right is None else min(right, 0) if is_causal and right is not None else right
+        M, N = query.shape[2], key.shape[2]
+
+        def visible(_b: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return (j >= i - (M if left is None else left)) & (j <= i + (N if right is None else right))
+
+        bounded = left is not None or right is not None
+        mask = create_block_mask(visible, None, None, M, N, query.device) if bounded else None
+        return compiled(query, key, value, block_mask=mask, scale=scale, enable_gqa=enable_gqa, return_lse=return_lse)  # type: ignore[no-any-return]
+
+    return recognise("flex", attention)
+
+
 BUILTIN: dict[str, Callable[[], Implementation]] = {
     "flash": _flash,
     "standard": _standard("rounded"),
@@ -84,4 +108,5 @@ BUILTIN: dict[str, Callable[[], Implementation]] = {
     "sdpa-flash": _sdpa("sdpa-flash", SDPBackend.FLASH_ATTENTION),
     "sdpa-efficient": _sdpa("sdpa-efficient", SDPBackend.EFFICIENT_ATTENTION),
     "sdpa-cudnn": _sdpa("sdpa-cudnn", SDPBackend.CUDNN_ATTENTION),
+    "flex": _flex,
 }

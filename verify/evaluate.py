@@ -31,6 +31,7 @@ from .storage import placed_like, storage_of
 from .storing import stores_scores
 
 _HERE = str(Path(__file__).parent)
+_SMALL = 2**27  # multiplications of one matrix product
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,8 @@ def evaluate(
     if lacking is not None:
         return without_result(case, phase, "unsupported", f"has no option for {lacking}", time.perf_counter() - start)
     # a process's first call is one of those that are judged: how scores are stored is found out after it
-    inputs = inputs_for(case, implementation, device)
+    host = inputs_for(case, implementation, "cpu")
+    inputs = host.to(torch.device(device))
     outcome = attempt(case, inputs, implementation, phase, start)
     refused: tuple[Row, ...] = ()
     if isinstance(outcome, Result) and outcome.status == "unsupported" and case.backward:
@@ -75,11 +77,17 @@ def evaluate(
     if isinstance(outcome, Result):
         return outcome
     stores = stores_scores(implementation, device) if stores is None else stores
-    posed = Posed.of(case, inputs, stores_scores=stores)
+    posed = Posed.of(case, host if _small(case) else inputs, stores_scores=stores)
+    again = Again(implementation, inputs, outcome.before)
     result = judged(
-        posed, outcome, implementation, phase, start, thorough=thorough, relations=relations, statistical=statistical
+        posed, outcome, again, phase, start, thorough=thorough, relations=relations, statistical=statistical
     )
     return replace(result, rows=(*result.rows, *refused))
+
+
+def _small(case: Case) -> bool:
+    """Whether truth and bounds cost a core less than launching their many operations costs a GPU that all share."""
+    return case.B * case.H * case.M * case.N * case.D <= _SMALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +143,15 @@ def _zeros(x: Tensor) -> Tensor:
 
 
 def judged(
-    posed: Posed, attempt: Attempt, implementation: Implementation, phase: str, start: float, *, thorough: bool = True,
+    posed: Posed, attempt: Attempt, again: Again, phase: str, start: float, *, thorough: bool = True,
     relations: int = 1, statistical: bool = False,
 ) -> Result:  # fmt: skip
-    """What is said of an attempt; arguments as in `evaluate`."""
+    """What is said of an attempt, where the tensors of `posed` are; arguments as in `evaluate`."""
     case, inputs, known, outputs = posed.case, posed.inputs, posed.known, attempt.outputs
     checks = [attempt.unchanged]
     rows, identity = [], _identity(case, phase)
-    values = outputs.tensors()
-    copies = {name: value.clone() for name, value in values.items()}
-    for name, value in values.items():
+    copies = {name: value.to(inputs.q.device, copy=True) for name, value in outputs.tensors().items()}
+    for name, value in copies.items():
         errors = known.target[name].errors(value)
         row, tensor_checks = compared(case, identity, name, value, errors, known)
         rows.append(row)
@@ -152,7 +159,6 @@ def judged(
         if statistical and REGIMES[case.regime].independent:
             checks += single.checks(row, value, errors, known)
     if thorough:
-        again = Again(implementation, inputs, attempt.before)
         wrong = {c.tensor for c in checks if not c.passed}
         right = {n: x for n, x in copies.items() if not wrong & {n, "out"}}  # what is wrong already need not be twice
         checks += guards.repeated(again, case, inputs, copies)

@@ -136,7 +136,7 @@ def kept(copies: dict[str, Tensor], first: Outputs) -> list[Check]:
     """Whether the results of the first call are still what they were, now that the function was called again."""
     checks = []
     for name, value in first.tensors().items():
-        n = int((~same_bits(value, copies[name])).sum())
+        n = int((~same_bits(value.to(copies[name].device), copies[name])).sum())
         detail = f"{n} elements of {name}, as returned, changed during a later call" if n else ""
         checks.append(Check("kept", name, n == 0, float(n), 0.0, detail))
     return checks

@@ -31,8 +31,8 @@ class Inputs:
     mask: Mask
 
     def to(self, device: torch.device) -> Inputs:
-        """The same on another device; layouts are kept."""
-        if device.type == "cpu":
+        """The same on a device; layouts are kept."""
+        if self.q.device.type == device.type:
             return self
         moved = {n: _moved(getattr(self, n), device) for n in ("q", "k", "v", "do")}
         m = self.mask

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..reports.record import TENSORS
@@ -23,6 +24,10 @@ class Outputs:
         """The tensors that there are, by name."""
         named = {n: getattr(self, n) for n in TENSORS}
         return {n: t for n, t in named.items() if t is not None}
+
+    def to(self, device: torch.device) -> Outputs:
+        """The same on a device."""
+        return replace(self, **{n: t.to(device) for n, t in self.tensors().items()})
 
 
 class WrongResultError(Exception):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import guards, single
 from .accuracy import within
+from .case import Case
 from .check import Check
 from .errors import same_bits
 from .expected import Posed, with_lse_gradient
@@ -30,15 +31,25 @@ _SUBNORMAL_COUNTS = 2.0**-96
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Again:
-    """Calls a kernel once more; whatever it does to the inputs is undone, for one check has said so already."""
+    """Calls a kernel once more; whatever it does to the inputs is undone, for one check has said so already.
+
+    It runs on the device of `inputs`, wherever the tensors of the call are, and its results are where these are.
+    """
 
     implementation: Implementation
     inputs: Inputs
     before: dict[str, Tensor]
 
-    def __call__(self, *args: Any, **options: Any) -> Outputs:
+    def __call__(
+        self, case: Case, inputs: Inputs, *args: Any, dlse: Tensor | None = None, between: Inputs | None = None,
+        twice: bool = False,
+    ) -> Outputs:  # fmt: skip
+        there, here = self.inputs.q.device, inputs.q.device
+        dlse = None if dlse is None else dlse.to(there)
+        between = None if between is None else between.to(there)
         try:
-            return self.implementation(*args, **options)
+            outputs = self.implementation(case, inputs.to(there), *args, dlse=dlse, between=between, twice=twice)
+            return outputs.to(here)
         finally:
             guards.inputs_unchanged(self.before, self.inputs)
 

@@ -19,6 +19,7 @@ from .implementation import Implementation
 from .loading import load
 from .peers import PEERS, accepts
 from .profiles import PROFILES
+from .related import Again
 
 HUNT = 16  # examples per dtype that the hunt has to find a mutant
 
@@ -53,7 +54,8 @@ def try_all(base: Implementation, device: str, task: Task) -> list[Result]:
             posed = Posed.of(case, inputs_for(case, base, device), stores_scores=False)
         outcome = attempt(case, posed.inputs, implementation, "survey", start)
         if isinstance(outcome, Attempt):
-            outcome = judged(posed, outcome, implementation, "survey", start, thorough=task.thorough)
+            again = Again(implementation, posed.inputs, outcome.before)
+            outcome = judged(posed, outcome, again, "survey", start, thorough=task.thorough)
         results.append(outcome)
     return results
 

@@ -20,7 +20,7 @@ from .draws import Draws
 from .evaluate import inputs_for
 from .exact import run_in
 from .expected import dtype_of
-from .implementation import Implementation
+from .implementation import Implementation, parameters_of
 from .inputs import DTYPES
 from .outputs import RefusedError
 
@@ -46,7 +46,7 @@ def distances_of(implementation: Implementation, device: str, case: Case) -> lis
     inputs = inputs_for(case, implementation, device)
     try:
         compiled = {OWN: implementation(case, inputs).tensors()}
-        if "tiles" in implementation.options:
+        if "tiles" in parameters_of(implementation.function):
             tiled = replace(implementation, function=partial(implementation.function, tiles=INTERPRETED_TILES))
             compiled[SAME] = tiled(case, inputs).tensors()
         truth = _truth(case, inputs_for(case, implementation, device))
