@@ -5,14 +5,16 @@ truth. Standard attention has the names of the truth, so it is used as a module:
 """
 
 from . import standard
-from .arrangements import ANY, FLASH, STANDARD, STANDARD_FP32, Arrangement
+from .arrangements import ANY, ANY_FLASH, FLASH, STANDARD, STANDARD_FP32, Arrangement
 from .attention import Forward, Gradients, backward, forward
 from .bounds import Bounds, certify
 from .masks import Alignment, Mask
-from .predictors import Predicted, Scales, natural_scales, predict
+from .predictors import Predicted, predict
+from .scales import Scales, natural_scales
 
 __all__ = [
     "ANY",
+    "ANY_FLASH",
     "FLASH",
     "STANDARD",
     "STANDARD_FP32",

@@ -12,7 +12,8 @@ from .bounds import Bounds, Certification
 from .directions import Directions, DirectionSums
 from .masks import Mask
 from .moments import Keys, Moments
-from .predictors import Predicted, Scales, ScaleSums, VarianceSums
+from .predictors import Predicted, VarianceSums
+from .scales import Scales, ScaleSums
 
 
 class Analysis(NamedTuple):

@@ -55,6 +55,7 @@ class Arrangement:
     gradient_roundings    how often dQ and dK are rounded to p on their way out
     gradient_stores       a gradient's running sum passes through p after every so many queries (dQ: keys)
     heads_rounded         each query head's dK and dV is rounded to p before those of a group are summed
+    own_maximum           the maximum is that of the visible keys, so that a single one has a weight of exactly 1
     materialised          S and dP live in p, so that they overflow where p does
     eps_exp               relative error of one exponential
     u_acc                 unit roundoff of an accumulator: 2^-23 also covers tensor cores, which truncate
@@ -79,13 +80,19 @@ class Arrangement:
     gradient_roundings: int = 1
     gradient_stores: int | None = None
     heads_rounded: bool = True
+    own_maximum: bool = True
     materialised: bool = False
     eps_exp: float = 2.0**-22
     u_acc: float = 2.0**-23
 
 
-# FlashAttention 2 and 3: fp32 scores, unnormalised P rounded for P V, L stored, delta from the stored O.
-FLASH = Arrangement("flash")
+# Flash attention: fp32 scores, unnormalised P rounded for P V, L stored, delta from the stored O; the query heads
+# of a group add to dK and dV in fp32, as in FlashAttention 3 and wherever one program walks them all.
+FLASH = Arrangement("flash", heads_rounded=False)
+
+# The worst choices of flash attention kernels: FlashAttention 2 stores each query head's dK and dV, and sums those of a
+# group afterwards; others take a tile's maximum before they mask it, so that no weight need be 1.
+ANY_FLASH = replace(FLASH, name="any-flash", heads_rounded=True, own_maximum=False)
 
 # Eager attention: `standard.forward(softmax="rounded")` and its autograd backward.
 STANDARD = Arrangement(
@@ -132,6 +139,7 @@ ANY = Arrangement(
     dp_rounded=True,
     ds_roundings=2,
     ds_scaled=True,
+    own_maximum=False,
     gradient_roundings=2,
     gradient_stores=32,
 )

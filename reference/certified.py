@@ -15,8 +15,8 @@ from torch import Tensor
 from .attention import Forward, Gradients, check_shapes, forward
 from .blocks import clean
 from .masks import Mask
-from .predictors import Scales, natural_scales
 from .rational import score_gradient
+from .scales import Scales, natural_scales
 
 
 @dataclass(frozen=True, slots=True, eq=False)

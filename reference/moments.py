@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .arrangements import Precision
+from .arrangements import U32, Precision
 from .attention import group, ungroup
 from .blocks import Block
 
@@ -111,6 +111,20 @@ class Moments:
         return (mixed + x.square() * w.sum(-1, keepdim=True)).clamp_min(0.0)
 
 
+def sum_error(n: int) -> float:
+    """Variance of a sequential n-term fp32 sum, per sum of squared terms; `drift` has the rest.
+
+    The partial sums of terms of random sign, given where they end, are a Brownian bridge around the
+    straight line to the result: the sum of their squares is n/6 sum t^2 + n/3 result^2.
+    """
+    return LOG_UNIFORM * U32**2 * (1 + n / 6)
+
+
+def drift(n: int) -> float:
+    """Variance of a sequential n-term fp32 sum, per squared result: see `sum_error`."""
+    return LOG_UNIFORM * U32**2 * (1 + n / 3)
+
+
 def var_round(x: Tensor, p: Precision, roundings: int) -> Tensor:
     """Variance of rounding x so many times: relative among normal numbers, floor^2 / 3 among subnormals.
 
@@ -120,3 +134,20 @@ def var_round(x: Tensor, p: Precision, roundings: int) -> Tensor:
     x2 = x.square()
     var = roundings * (LOG_UNIFORM * p.u**2 * x2 + p.floor**2 / 3)
     return torch.minimum(var, torch.minimum(x2, (1 - x.abs()).square_()))
+
+
+def var_round_of_result(x: Tensor, p: Precision, before: Tensor) -> Tensor:
+    """Variance that rounding once adds to a result whose error has the variance `before` until then.
+
+    Where p holds x itself, as it holds the output of a query that sees a single key, rounding can only help: it takes
+    x + e to the nearest number of p, which is no farther away than x, so that the error is 2 |e| at most.  What it
+    adds to E[e^2] is then 3 E[e^2] at most: nothing, where only fp32 arithmetic came before.
+    """
+    var = var_round(x, p, 1)
+    return torch.where(_held(x, p), torch.minimum(var, 3 * before), var)
+
+
+def _held(x: Tensor, p: Precision) -> Tensor:
+    """Whether p holds x exactly: its significand has no more bits, nor is it finer than p's subnormals."""
+    significand, grid = torch.frexp(x)[0] / p.u, x / (2 * p.floor)
+    return (significand == significand.round()) & (grid == grid.round())

@@ -1,19 +1,27 @@
-"""How large a correct kernel's error is on average: RMS predictors, and the natural scale of each result.
+"""How large a correct kernel's error is on average: RMS predictors.
 
 A bound must cover the worst sign of every rounding; a predictor treats roundings as independent and
 unbiased. The relative error of rounding a number with a log-uniform significand has second moment rho =
 u_p^2 / (8 ln 2) = 0.18 u_p^2: the mean of ulp^2 / 12 over the binade. First-order propagation through
 attention, variances adding, gives
 
-    var O  = sum_j P^2 var(s) (v - O)^2  +  sum_j var(P) v^2  +  rho O^2
-    var dV = sum_i var(P) dO^2  +  rho dV^2
-    var dQ = scale^2 [ sum_j var(dS) K^2 + var(delta) (P K)^2 ]  +  rho dQ^2
-    var dK = scale^2 sum_i (var(dS) + P^2 var(delta)) Q^2  +  rho dK^2
+    var O  = sum_j P^2 var(s) (v - O)^2  +  sum_j var(P) v^2  +  rho O^2          (*)
+    var dV = sum_i var(P) dO^2  +  g rho dV^2
+    var dQ = scale^2 [ sum_j (var(dS) K^2 - 2 cov(dS, delta) K (P K)) + var(delta) (P K)^2 ]  +  rho dQ^2
+    var dK = scale^2 sum_i (var(dS) - 2 P cov(dS, delta) + P^2 var(delta)) Q^2  +  g rho dK^2
     var L  = sum_j P^2 var(s)  +  sum_j var(P)  +  4 rho_32 (L^2 + m^2)
 
 plus what errors of the logits do on the way back (`_Moved`); of L the largest that is legitimate, for l may be
 the sum of the weights as rounded. var(s) collects the roundings of the logits, var(P) those of the weights,
-var(dS) and var(delta) those on the way back, rho is meant once per rounding.
+var(dS) and var(delta) those on the way back, which have roundings in common where delta is the sum of the
+weights (`_ScoreGradientError`); rho is meant once per rounding.
+(*) A query that sees a single key has a weight of exactly 1 (given `own_maximum`), and an output that p holds:
+neither is rounded (`var_round`, `var_round_of_result`), and its delta is free of such errors. Under a causal mask
+the first query is one; O^2 is there what V^2 is, and 1/i of that where i keys are averaged.
+g is 1, or 2 in an arrangement that rounds the dK_h and dV_h of each query head before it sums those of a group
+(`heads_rounded`): sum_h rho dK_h^2 is rho dK^2 on average where the heads' errors and gradients are independent.
+Counting that rounding in a kernel that sums in fp32 puts the prediction sqrt(3/2) too high where the g rho term
+is as large as the other, which it is for independent terms: dV^2 is then sum_i P^2 dO^2 on average.
 Coherent roundings (many equal weights) make the error larger, exactly representable values make it smaller:
 meant for independently drawn inputs, and for the RMS over a whole tensor. Running sums of gradients that
 pass through p (`gradient_stores`) are not predicted: a kernel that does this is worse than it need be.
@@ -21,15 +29,16 @@ pass through p (`gradient_stores`) are not predicted: a kernel that does this is
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .arrangements import PRECISIONS, U32, Arrangement, Precision
 from .attention import Forward, Gradients, check_gradients, group, ungroup
-from .blocks import Block, blocks, clean
+from .blocks import blocks, clean
 from .masks import Mask
-from .moments import LOG_UNIFORM, Keys, Moments, var_round
+from .moments import LOG_UNIFORM, Keys, Moments, drift, sum_error, var_round, var_round_of_result
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,56 +50,6 @@ class Predicted:
     dq: float | None
     dk: float | None
     dv: float | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Scales:
-    """Natural scales S, elementwise: an error of u S is what one rounding of every summand amounts to."""
-
-    out: Tensor
-    dq: Tensor | None
-    dk: Tensor | None
-    dv: Tensor | None
-
-
-def natural_scales(
-    q: Tensor, k: Tensor, v: Tensor, do: Tensor | None, mask: Mask, scale: float, truth: Forward
-) -> Scales:
-    """Sums of the moduli that cancel in each result; shapes as in `attention`, float64.
-
-    S_O = P |V|    S_dV = P^T |dO|    S_dQ = |scale| (P (|dP| + P |dP|^T)) |K|    S_dK = |scale| (..)^T |Q|
-
-    P |dP|^T, one number per row, is what cancels in delta, which may itself be 0.
-    """
-    sums = ScaleSums(clean(k), clean(v), scale, truth, gradients=do is not None)
-    for b in blocks(q, sums.k, sums.v, do, mask, scale, truth):
-        sums.add(b)
-    return sums.result()
-
-
-class ScaleSums:
-    """`natural_scales`, block by block."""
-
-    def __init__(self, k: Tensor, v: Tensor, scale: float, truth: Forward, *, gradients: bool) -> None:
-        self.k, self.v, self._scale, self._gradients = k, v, abs(scale), gradients
-        self._k, self._v = k.abs(), v.abs()
-        self._out, self._dq = torch.zeros_like(truth.o), torch.zeros_like(truth.o)
-        self._dk, self._dv = torch.zeros_like(k), torch.zeros_like(v)
-
-    def add(self, b: Block) -> None:
-        """Take a block into account."""
-        rows, p = slice(b.start, b.stop), group(b.p, self.k)
-        self._out[:, :, rows] = ungroup(p @ self._v, b.p)
-        if self._gradients:
-            dp = b.dp.abs()
-            w = self._scale * b.p * (dp + (b.p * dp).sum(-1, keepdim=True))  # [B, H, r, N]
-            self._dq[:, :, rows] = ungroup(group(w, self.k) @ self._k, w)
-            self._dk += group(w, self.k).mT @ group(b.q.abs(), self.k)
-            self._dv += p.mT @ group(b.do.abs(), self.k)
-
-    def result(self) -> Scales:
-        """After the last block."""
-        return Scales(self._out, *((self._dq, self._dk, self._dv) if self._gradients else (None, None, None)))
 
 
 def predict(
@@ -133,17 +92,18 @@ class VarianceSums:
         """Take a block into account."""
         c, n = self._c, self._queries
         var_s = _var_logit(x, c)  # [B, H, r, N]
-        stored = _var_stored(x, c)  # [B, H, r, D]
-        self._out += float((_var_output(x, var_s, c) + stored).sum())
+        mixed = _var_output(x, var_s, c)  # [B, H, r, D]
+        stored = _var_stored(x, mixed, c)  # [B, H, r, D]
+        self._out += float((mixed + stored).sum())
         self._lse += float(_var_lse(x, var_s, c).sum())
         if self._gradients is None:
             return
-        own, shared = _var_score_gradient(x, stored, c)  # [B, H, r, N], [B, H, r, 1]
+        error = _score_gradient_error(x, stored, c)
         moved = _Moved.by(x, var_s, c)
-        var_dq = c.mix(own + _sum_error(c.N) * x.ds2, x.keys.k2) + shared * x.pk.square() + moved.dq()
+        var_dq = c.mix(sum_error(c.N) * x.ds2, x.keys.k2) + error.dq(x, c) + moved.dq()
         self._dq += float((c.scale**2 * var_dq).sum())
-        var_ds = own + shared * x.p2 + moved.ds() + _sum_error(n) * x.ds2
-        var_p = (x.rounded_p if c.a.weights_rounded else 0.0) + moved.p() + _sum_error(n) * x.p2
+        var_ds = error.ds(x) + moved.ds() + sum_error(n) * x.ds2
+        var_p = (x.rounded_p if c.a.weights_rounded else 0.0) + moved.p() + sum_error(n) * x.p2
         self._dk += c.scale**2 * (group(var_ds, c.k).mT @ group(x.q2, c.k))
         self._dv += group(var_p, c.k).mT @ group(x.do2, c.k)
 
@@ -155,9 +115,9 @@ class VarianceSums:
             return Predicted(_root_mean(self._out, o), lse, None, None, None)
         roundings = c.a.gradient_roundings
         heads = int(o.shape[1] > c.k.shape[1] and c.a.heads_rounded)
-        dq = self._dq + float((var_round(exact.dq, c.p, roundings) + _drift(c.N) * exact.dq.square()).sum())
-        dk = self._dk + (var_round(exact.dk, c.p, roundings + heads) + _drift(n) * exact.dk.square())
-        dv = self._dv + (var_round(exact.dv, c.p, 1 + heads) + _drift(n) * exact.dv.square())
+        dq = self._dq + float((var_round(exact.dq, c.p, roundings) + drift(c.N) * exact.dq.square()).sum())
+        dk = self._dk + (var_round(exact.dk, c.p, roundings + heads) + drift(n) * exact.dk.square())
+        dv = self._dv + (var_round(exact.dv, c.p, 1 + heads) + drift(n) * exact.dv.square())
         return Predicted(
             _root_mean(self._out, o),
             lse,
@@ -199,7 +159,7 @@ def _var_logit(x: Moments, c: _Setting) -> Tensor:
     n = a.score_roundings - (c.exact_scale if a.score_roundings > 1 else 0)
     biased = int(b.bias.numel() > 1 and n > 0)
     var = rho * (a.operand_roundings * terms + n * scaled + biased * b.s.square())
-    var = var + n * c.p.floor**2 / 3 + _sum_error(D) * terms + _drift(D) * scaled
+    var = var + n * c.p.floor**2 / 3 + sum_error(D) * terms + drift(D) * scaled
     var = var + rho32 * (a.fp32_roundings * scaled + x.below2)
     return var.masked_fill_(~b.visible, 0.0)
 
@@ -229,15 +189,15 @@ def _var_output(x: Moments, var_s: Tensor, c: _Setting) -> Tensor:
 def _var_lse(x: Moments, var_s: Tensor, c: _Setting) -> Tensor:
     """Variance of L [B, H, r, 1] in a kernel that sums its weights as rounded; 0 where no key is seen."""
     b, rho32 = x.b, LOG_UNIFORM * U32**2
-    var = (x.p2 * (var_s + _sum_error(c.N)) + _var_weight(x, c)).sum(-1, keepdim=True) + _drift(c.N) + c.a.eps_exp**2
+    var = (x.p2 * (var_s + sum_error(c.N)) + _var_weight(x, c)).sum(-1, keepdim=True) + drift(c.N) + c.a.eps_exp**2
     var = var + 4 * rho32 * (b.lse.square() + b.m.square())
     return torch.where(b.visible.expand_as(b.p).any(-1, keepdim=True), var, 0.0)
 
 
-def _var_stored(x: Moments, c: _Setting) -> Tensor:
-    """Variance of O [B, H, r, D] by its fp32 sums and its rounding."""
-    sums = _sum_error(c.N) * x.p2v2 + 2 * _drift(c.N) * x.b.o.square()
-    return sums + var_round(x.b.o, c.p, 1)
+def _var_stored(x: Moments, mixed: Tensor, c: _Setting) -> Tensor:
+    """Variance of O [B, H, r, D] by its fp32 sums and its rounding; `mixed` is that by logits and weights."""
+    sums = sum_error(c.N) * x.p2v2 + 2 * drift(c.N) * x.b.o.square()
+    return sums + (var_round_of_result(x.b.o, c.p, mixed + sums) if c.a.own_maximum else var_round(x.b.o, c.p, 1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -284,43 +244,50 @@ class _Moved:
         return (square - 2 * dsk * cross + dsk.square() * self.pp).clamp_min_(0.0)
 
 
-def _var_score_gradient(x: Moments, stored: Tensor, c: _Setting) -> tuple[Tensor, Tensor]:
-    """Variances of dS [B, H, r, N] and of delta [B, H, r, 1] by all but the logits."""
+class _ScoreGradientError(NamedTuple):
+    """Of dS by all but the logits: an error of its own per element, less P times that of delta, which a row shares.
+
+    A delta from the weights, rowsum(P * dP), has the rounded P and dP of dS itself. With a single key the two cancel.
+    """
+
+    own: Tensor  # variance  [B, H, r, N]
+    shared: Tensor  # variance of delta  [B, H, r, 1]
+    common: Tensor | None  # their covariance  [B, H, r, N], None for 0
+
+    def ds(self, x: Moments) -> Tensor:
+        """Variance of dS [B, H, r, N]."""
+        var = self.own + self.shared * x.p2
+        return var if self.common is None else (var - 2 * x.b.p * self.common).clamp_min_(0.0)
+
+    def dq(self, x: Moments, c: _Setting) -> Tensor:
+        """Variance of sum_j dS k_j [B, H, r, D]."""
+        var = c.mix(self.own, x.keys.k2) + self.shared * x.pk.square()
+        return var if self.common is None else (var - 2 * x.pk * c.mix(self.common, c.k)).clamp_min_(0.0)
+
+
+def _score_gradient_error(x: Moments, stored: Tensor, c: _Setting) -> _ScoreGradientError:
+    """What dS has of the roundings of P, dP, delta and its own."""
     b, a, rho, D = x.b, c.a, LOG_UNIFORM * c.p.u**2, c.k.shape[3]
     var_p = x.rounded_p if a.weights_in_ds_rounded else 0.0
-    var_dp = (rho * int(a.dp_rounded) + _drift(D)) * x.dp2
-    var_dp = var_dp + _sum_error(D) * x.do2v2
+    var_dp = (rho * int(a.dp_rounded) + drift(D)) * x.dp2
+    var_dp = var_dp + sum_error(D) * x.do2v2
     n = a.ds_roundings - (c.exact_scale if a.ds_scaled and a.ds_roundings > 1 else 0)
     own = x.p2 * var_dp + var_p * x.gap2 + var_round(b.ds, c.p, n)
     own = own.masked_fill_(~b.visible, 0.0)
     if a.delta == "output":
-        return own, _var_delta_from_output(x, stored, c)
-    by_weights = (var_p * x.dp2 + x.p2 * var_dp).sum(-1, keepdim=True) + 2 * _drift(c.N // 16) * b.delta.square()
+        return _ScoreGradientError(own, _var_delta_from_output(x, stored, c), None)
+    by_weights = (var_p * x.dp2 + x.p2 * var_dp).sum(-1, keepdim=True) + 2 * drift(c.N // 16) * b.delta.square()
     if a.delta == "weights":
-        return own, by_weights
-    return own, torch.maximum(_var_delta_from_output(x, stored, c), by_weights)
+        return _ScoreGradientError(own, by_weights, var_p * (b.dp - b.delta) * b.dp + x.p2 * var_dp)
+    return _ScoreGradientError(own, torch.maximum(_var_delta_from_output(x, stored, c), by_weights), None)
 
 
 def _var_delta_from_output(x: Moments, stored: Tensor, c: _Setting) -> Tensor:
     """Variance of delta = rowsum(dO * O) [B, H, r, 1]."""
     b, D, row_sum = x.b, c.k.shape[3], c.a.row_sum
     pulled = x.gap2 if row_sum == "rounded" else x.dp2 if row_sum == "unrounded" else torch.maximum(x.gap2, x.dp2)
-    var = (_var_weight(x, c) * pulled).sum(-1, keepdim=True) + _drift(D) * b.delta.square()
-    return var + (x.do2 * (stored + _sum_error(D) * b.o.square())).sum(-1, keepdim=True)
-
-
-def _sum_error(n: int) -> float:
-    """Variance of a sequential n-term fp32 sum, per sum of squared terms; `_drift` has the rest.
-
-    The partial sums of terms of random sign, given where they end, are a Brownian bridge around the
-    straight line to the result: the sum of their squares is n/6 sum t^2 + n/3 result^2.
-    """
-    return LOG_UNIFORM * U32**2 * (1 + n / 6)
-
-
-def _drift(n: int) -> float:
-    """Variance of a sequential n-term fp32 sum, per squared result: see `_sum_error`."""
-    return LOG_UNIFORM * U32**2 * (1 + n / 3)
+    var = (_var_weight(x, c) * pulled).sum(-1, keepdim=True) + drift(D) * b.delta.square()
+    return var + (x.do2 * (stored + sum_error(D) * b.o.square())).sum(-1, keepdim=True)
 
 
 def _root_mean(total: float, like: Tensor) -> float:

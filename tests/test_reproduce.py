@@ -8,6 +8,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from flashproof.reports.record import write_json_atomic
 from flashproof.verify import cli_reproduce
 from flashproof.verify.loading import load
 from flashproof.verify.regimes import REGIMES
-from flashproof.verify.reproduce import PARTS, accuracy, bias, fa3, fa4, golden, tiling, training
+from flashproof.verify.reproduce import PARTS, accuracy, bias, fa3, fa4, golden, predictors, tiling, training
 from flashproof.verify.reproduce.algorithms import (
     exact,
     flash_1,
@@ -30,6 +31,7 @@ from flashproof.verify.reproduce.algorithms import (
 )
 from flashproof.verify.reproduce.common import figure, normal, outcome, rms
 
+README = Path(__file__).parents[1] / "README.md"
 COMMAND = str(Path(sys.executable).with_name("flashproof"))
 CONFIRMED, ASSUMING, NOT = "confirmed", "confirmed under an assumption", "not confirmed"
 
@@ -158,6 +160,7 @@ def test_a_figure_of_values():
 
 BIASED, STRAIGHT = fig(0.2, 0.25, 0.3), fig(-0.02, 0.0, 0.02)
 RATIO = {"published": 2.0}
+FIFTH = (0.8, 1.2)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +194,14 @@ RATIO = {"published": 2.0}
         (lambda: accuracy.lossless([]), CONFIRMED),
         (lambda: accuracy.lossless(["offset", "cancellation"]), ASSUMING),
         (lambda: accuracy.lossless(["offset", "normal"]), NOT),
+        (lambda: predictors.predicted([fig(0.5, 0.8, 2.0, FIFTH), fig(1.0, 1.2, 1.3, FIFTH)]), CONFIRMED),
+        (lambda: predictors.predicted([fig(1.0, published=FIFTH), fig(0.79, published=FIFTH)]), NOT),
+        (lambda: predictors.predicted([fig(1.0, published=FIFTH), fig(1.0, 1.21, 1.3, FIFTH)]), NOT),
+        (lambda: predictors.predicted([fig(1.0, 1.0, math.inf, FIFTH)]), NOT),
+        (lambda: predictors.separated(fig(0.9, 1.0, 1.29), fig(1.2, 1.31, 1.4), 1.3), CONFIRMED),
+        (lambda: predictors.separated(fig(0.9, 1.0, 1.31), fig(1.4, 1.5, 1.6), 1.3), NOT),
+        (lambda: predictors.separated(fig(0.9, 1.0, 1.2), fig(1.1, 1.29, 1.6), 1.3), NOT),
+        (lambda: predictors.separated(fig(math.nan), fig(1.5), 1.3), NOT),
     ],
 )
 def test_each_outcome_can_come_out(judged, expected):
@@ -209,6 +220,27 @@ def test_standard_attention_loses_nothing_to_itself(monkeypatch):
     monkeypatch.setattr(accuracy, "load", load)
     claim = accuracy.claim(1)
     assert outcomes(claim) != [CONFIRMED] and "offset: dq" in claim.because
+
+
+def test_a_kernel_is_predicted_by_its_own_roundings(monkeypatch):
+    monkeypatch.setattr(predictors, "_LENGTHS", (64,))
+    result = predictors.reproduce(2)
+    assert outcomes(result) == [CONFIRMED, CONFIRMED]
+    within, parted = result.claims
+    assert len(within.figures) == 16 and {f.n for f in within.figures} == {4}
+    assert [f.n for f in parted.figures] == [16, 4] and "0 lie beyond, so less than 17 % of" in parted.because
+    monkeypatch.setattr(predictors, "_FAULT", "flash")  # no fault
+    assert outcomes(predictors.reproduce(2)) == [CONFIRMED, NOT]
+    monkeypatch.setattr(predictors, "load", lambda _: load("standard"))  # other roundings
+    result = predictors.reproduce(2)
+    assert outcomes(result) == [NOT, NOT] and "16 lie beyond. " in result.claims[1].because
+
+
+def test_a_result_that_is_not_finite_is_not_predicted():
+    row = predictors._rows("flash", predictors._CASE)["out"]
+    assert 0.8 < predictors._known(row, row.predictor_ratio) < 1.2
+    assert predictors._known(replace(row, nonfinite=1), row.predictor_ratio) == math.inf
+    assert predictors._known(row, None) == math.inf
 
 
 def test_a_kernel_that_is_standard_attention_has_its_bits(monkeypatch):
@@ -329,6 +361,15 @@ def test_rubbish_is_one_line(tmp_path, arguments, words):
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 4 and words in done.stderr and done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("part", ["fa4", "predictors"])  # the quick ones
+def test_the_readme_says_what_is_measured(part):
+    rows = re.findall(r"^\| .* \| (.*) \| \*\*(.*?)\*\*: .* \|$", README.read_text(), re.MULTILINE)
+    result = PARTS[part](2)
+    assert [row for row in rows if row[0] in {c.claim for c in result.claims}] == [
+        (c.claim, c.outcome) for c in result.claims
+    ]
 
 
 def test_the_command_knows_the_parts():

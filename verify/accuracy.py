@@ -13,8 +13,9 @@ from ..reports.record import Row
 from .case import Case
 from .check import Check
 from .errors import Errors, bound_ratio, floored_log_ratio, same_bits, slack
-from .expected import Reference, dtype_of
+from .expected import Reference
 from .positions import along_rows
+from .truth import dtype_of
 
 
 def compared(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..reports.published import Reproductions
     from .settings import Progress
 
-_PARTS = ("golden", "fa3", "fa4", "bias", "tiling")  # of `reproduce.PARTS`, which takes seconds to import
+_PARTS = ("golden", "fa3", "fa4", "bias", "tiling", "predictors")  # of `reproduce.PARTS`, which takes seconds to import
 
 
 @click.command(epilog=METHOD)
@@ -33,8 +33,9 @@ def reproduce(parts: tuple[str, ...], seeds: int, out: Path | None) -> None:
 
     golden: Golden et al. 2024, deviation tenfold.  fa3: FlashAttention-3, Table 3.  fa4: FlashAttention-4, polynomials
     and rescaling.  bias: Qiu and Yao 2025, errors that share a sign.  tiling: is FlashAttention bit by bit, or at least
-    as accurately, standard attention?  All of them by default, in two minutes or so.  Each claim comes with the rule
-    that decides it, the published figure, and ours with its range over the seeds.
+    as accurately, standard attention?  predictors: this project's own claim, that roundings predict the error.  All of
+    them by default, in two minutes or so.  Each claim comes with the rule that decides it, the published figure, and
+    ours with its range over the seeds.
 
     Exit code 0 whenever it could be measured: papers are judged here, not kernels.
     """

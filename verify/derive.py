@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ..reference import attention, standard
+from ..reference import standard
 from ..reference.analysis import analyse
 from ..reference.arrangements import ANY, FLASH, STANDARD
 from ..reports.record import IN_DTYPE
 from ..reports.record import Tensor as TensorName
 from .budgets import Budgets
 from .case import Case
-from .errors import floored_log_ratio, measure, rounded
+from .errors import floored_log_ratio
 from .inputs import build
 from .loading import load
 from .profiles import Profile
@@ -29,6 +29,7 @@ from .regimes import REGIMES
 from .settings import Progress
 from .statistics import mean_interval
 from .survey import survey
+from .truth import Truth, of_rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +61,17 @@ def _predicted(case: Case) -> Iterator[tuple[TensorName, float]]:
     """Per tensor, the floored log ratio of what the two arrangements' roundings predict."""
     x, scale = build(case), case.softmax_scale
     do = x.do if case.backward else None
-    truth = attention.forward(x.q, x.k, x.v, x.mask, scale)
-    gradients = None if do is None else attention.backward(x.q, x.k, x.v, do, x.mask, scale)
     if not torch.isfinite(standard.forward(x.q, x.k, x.v, x.mask, scale).o).all():
         return  # a survey cannot compare with it either
-    known = analyse(x.q, x.k, x.v, do, x.mask, scale, truth, gradients, ANY, (FLASH, STANDARD))
+    truth = Truth.of(case, x)
+    known = analyse(
+        x.q, x.k, x.v, do, x.mask, scale, truth.forward, truth.gradients, ANY, (FLASH, STANDARD)
+    )  # fmt: skip
     flash, usual = known.predicted
-    exact = {"out": truth.o}
-    if gradients is not None:
-        exact |= {"dq": gradients.dq, "dk": gradients.dk, "dv": gradients.dv}
-    for tensor in IN_DTYPE:
-        scales = getattr(known.scales, tensor)
-        if tensor not in exact or scales is None:
-            continue
-        best = measure(rounded(exact[tensor], x.q.dtype), exact[tensor], x.q.dtype).rms
-        natural = case.unit_roundoff * float(scales.square().mean().sqrt())
-        log = floored_log_ratio(getattr(flash, tensor), getattr(usual, tensor), best, natural)
+    targets, natural = truth.targets(), truth.natural_scales(known.scales)
+    for tensor in (t for t in IN_DTYPE if t in targets):
+        best = of_rounding(targets[tensor], x.q.dtype).rms
+        log = floored_log_ratio(getattr(flash, tensor), getattr(usual, tensor), best, natural[tensor])
         if log is not None:
             yield tensor, log
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from ..reference import attention as truth_of
 from ..reference import standard
 from ..reference.analysis import analyse
-from ..reference.arrangements import ANY, FLASH, FUSED, STANDARD, Arrangement
+from ..reference.arrangements import ANY, ANY_FLASH, FLASH, FUSED, STANDARD, Arrangement
 from ..reference.bounds import certify
 from .case import Case
-from .errors import Errors, Target, rounded
-from .inputs import DTYPES, Inputs
+from .errors import Errors, Target
+from .inputs import Inputs
+from .truth import Truth, dtype_of, of_rounding
 
 #: largest |logit| up to which errors of the logits are small against 1, so that their squares have no mean to speak of
 MODERATE = 8.0
@@ -32,7 +33,7 @@ class Reference:
     direction: dict[str, Tensor]  # in which a systematic error would lie
     natural_scale: dict[str, float]  # u rms(S)
     predicted: dict[str, float | None]  # RMS error of the flash arrangement; of the LSE the largest alone is predicted
-    envelope: dict[str, float]  # the larger of flash's and standard's
+    envelope: dict[str, float]  # the largest of those that the kernel may have: `ANY_FLASH`, `STANDARD`
     max_logit: float
     arrangement: Arrangement  # of the bounds
     target: dict[str, Target]
@@ -47,36 +48,28 @@ def reference(case: Case, inputs: Inputs, *, stores_scores: bool) -> Reference:
     """
     q, k, v, do, mask, scale = inputs.q, inputs.k, inputs.v, inputs.do, inputs.mask, case.softmax_scale
     grad = do if case.backward else None
-    fwd = truth_of.forward(q, k, v, mask, scale)
-    std = standard.forward(q, k, v, mask, scale)
-    truth, usual = {"out": fwd.o, "lse": fwd.lse}, {"out": std.o, "lse": std.lse}
-    gradients = None
+    true, std = Truth.of(case, inputs), standard.forward(q, k, v, mask, scale)
+    truth, usual = true.tensors(), {"out": std.o, "lse": std.lse}
     if grad is not None:
-        gradients = truth_of.backward(q, k, v, grad, mask, scale)
-        usual_gradients = standard.backward(q, k, v, grad, mask, scale)
-        for name in ("dq", "dk", "dv"):
-            truth[name] = getattr(gradients, name)
-            usual[name] = getattr(usual_gradients, name)
+        g = standard.backward(q, k, v, grad, mask, scale)
+        usual |= {"dq": g.dq, "dk": g.dk, "dv": g.dv}
     arrangement = ANY if stores_scores else FUSED
     known = analyse(
-        q, k, v, grad, mask, scale, fwd, gradients, arrangement,
-        (FLASH, STANDARD) if stores_scores else (FLASH,),
+        q, k, v, grad, mask, scale, true.forward, true.gradients, arrangement,
+        (FLASH, ANY_FLASH, STANDARD) if stores_scores else (FLASH, ANY_FLASH),
     )  # fmt: skip
-    scales = known.scales
     envelope = {n: max(getattr(a, n) for a in known.predicted) for n in truth}
     expected = {n: getattr(known.predicted[0], n) if n != "lse" else None for n in truth}
-    u = case.unit_roundoff
-    natural = {n: u * _rms(s) for n in truth if (s := getattr(scales, n, None)) is not None}
-    natural["lse"] = 2.0**-24 * _rms(torch.clamp(torch.where(torch.isfinite(fwd.lse), fwd.lse, 0.0).abs(), min=1.0))
-    target = {n: Target.of(t, dtype_of(n, case)) for n, t in truth.items()}
+    target = true.targets()
     errors = {n: t.errors(usual[n]) for n, t in target.items()}
     bounds = {n: getattr(known.bounds, n) for n in truth}
     return Reference(
         truth=truth, standard=usual, bound=_excused(bounds, errors) if stores_scores else bounds,
-        direction={n: getattr(known.directions, n) for n in truth}, natural_scale=natural,
+        direction={n: getattr(known.directions, n) for n in truth},
+        natural_scale=true.natural_scales(known.scales),
         predicted=expected, envelope=envelope, max_logit=known.max_logit, arrangement=arrangement, target=target,
         usual=errors,
-        best={n: t.errors(rounded(t.truth, dtype_of(n, case))) for n, t in target.items()},
+        best={n: of_rounding(t, dtype_of(n, case)) for n, t in target.items()},
     )  # fmt: skip
 
 
@@ -109,12 +102,3 @@ def with_lse_gradient(
     names = ("dq", "dk", "dv")
     excused = {n: torch.where(torch.isnan(known.bound[n]), torch.nan, getattr(bounds, n)) for n in names}
     return {n: getattr(gradients, n) for n in names}, excused
-
-
-def _rms(x: Tensor) -> float:
-    return float(x.double().square().mean().sqrt()) if x.numel() else 0.0
-
-
-def dtype_of(name: str, case: Case) -> torch.dtype:
-    """The format in whose ulps a tensor's errors are told: the LSE is fp32 whatever the inputs are."""
-    return torch.float32 if name == "lse" else DTYPES[case.dtype]

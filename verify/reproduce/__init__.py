@@ -6,14 +6,15 @@ part that a test feeds with figures for every outcome.  Kernels are not judged h
 
 Parts: `golden` (deviation from the baseline, in one pass and, in `training`, in trained weights), `fa3` (outliers and
 FP8), `fa4` (polynomials and rescaling that is put off), `bias` (why training in low precision fails), `tiling` (the
-order of the sums, and, in `accuracy`, whether accuracy is lost).  What they share: `algorithms` (attention with every
+order of the sums, and, in `accuracy`, whether accuracy is lost), `predictors` (what this project says itself: that the
+roundings of a kernel predict its error).  What they share: `algorithms` (attention with every
 result rounded) and `common` (inputs, the bundled kernel, figures).
 """
 
 from collections.abc import Callable
 
 from ...reports.published import Reproduction
-from . import bias, fa3, fa4, golden, tiling
+from . import bias, fa3, fa4, golden, predictors, tiling
 
 #: by name: from a number of seeds to what was measured
 PARTS: dict[str, Callable[[int], Reproduction]] = {
@@ -22,6 +23,7 @@ PARTS: dict[str, Callable[[int], Reproduction]] = {
     "fa4": fa4.reproduce,
     "bias": bias.reproduce,
     "tiling": tiling.reproduce,
+    "predictors": predictors.reproduce,
 }
 
 __all__ = ["PARTS"]
