@@ -19,10 +19,10 @@ from .case import UNIT_ROUNDOFF, Case, DType
 from .draws import Draws
 from .evaluate import inputs_for
 from .exact import run_in
-from .expected import dtype_of
 from .implementation import Implementation, parameters_of
 from .inputs import DTYPES
 from .outputs import RefusedError
+from .truth import dtype_of
 
 ARITHMETICS = {"ieee": arithmetics.ieee, "tensor_core": arithmetics.tensor_core}
 SAME, OWN = "the same", "its own"  # tiles
