@@ -78,7 +78,7 @@ def evaluate(
         return outcome
     stores = stores_scores(implementation, device) if stores is None else stores
     posed = Posed.of(case, host if _small(case) else inputs, stores_scores=stores)
-    again = Again(implementation, inputs, outcome.before)
+    again = Again(implementation, inputs, outcome.before, posed.inputs)
     result = judged(
         posed, outcome, again, phase, start, thorough=thorough, relations=relations, statistical=statistical
     )

@@ -88,7 +88,8 @@ def checksums(inputs: Inputs) -> dict[str, Tensor]:
 def inputs_unchanged(before: dict[str, Tensor], inputs: Inputs) -> Check:
     """Whether the kernel left alone what it may only read; what it changed is put back."""
     now = {name: storage_of(x, torch.uint8) for name, x in _readable(inputs).items()}
-    changed = [name for name, x in now.items() if not torch.equal(before[name], x)]
+    differ = [(before[name] != x).any() for name, x in now.items()]  # asked for at once: a GPU is waited for once
+    changed = [name for name, flag in zip(now, torch.stack(differ).tolist(), strict=True) if flag]
     for name in changed:
         now[name].copy_(before[name])
     detail = f"the kernel wrote to its input {', '.join(changed)} (or to the memory around it)" if changed else ""

