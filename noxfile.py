@@ -51,6 +51,12 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", "-n", "2", "--dist", "worksteal", *session.posargs)
 
 
+@nox.session(default=False, venv_backend="none")
+def gpu(session: nox.Session) -> None:
+    """Run the tests that need a CUDA device, in the environment that nox is called from: its torch, its Triton."""
+    session.run("python", "-m", "pytest", "-m", "gpu", *session.posargs)
+
+
 @nox.session(default=False)
 def selftest(session: nox.Session) -> None:
     """Deliberate faults must fail the gate, right kernels pass it: `nox -s selftest -- --quick` for a short one."""

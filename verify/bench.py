@@ -68,13 +68,13 @@ def _timed(implementation: Implementation, tensors: list[Tensor], causal: bool) 
     q, k, v, do = tensors
     held = torch.cuda.memory_allocated()
     out = _call(implementation, q, k, v, causal)
-    out.backward(do)
+    torch.autograd.backward(out, do)
     torch.cuda.synchronize()
     q.grad = k.grad = v.grad = None
     del out
     torch.cuda.reset_peak_memory_stats()
     out = _call(implementation, q, k, v, causal)
-    out.backward(do, retain_graph=True)
+    torch.autograd.backward(out, do, retain_graph=True)
     torch.cuda.synchronize()
     gradients = sum(x.numel() * x.element_size() for x in (q, k, v))
     memory = torch.cuda.max_memory_allocated() - held - gradients
@@ -83,7 +83,7 @@ def _timed(implementation: Implementation, tensors: list[Tensor], causal: bool) 
         return float(do_bench(function, warmup=_WARMUP, rep=_REPEATS, grad_to_none=[q, k, v], return_mode="median"))
 
     def backward() -> None:
-        out.backward(do, retain_graph=True)
+        torch.autograd.backward(out, do, retain_graph=True)
 
     forward_time = median(lambda: _call(implementation, q, k, v, causal))
     return {"forward": forward_time, "backward": median(backward), "memory": memory}
@@ -95,7 +95,7 @@ def _errors(
     """RMS error of each tensor, in unit roundoffs of the truth's RMS, on one batch element of a few heads."""
     q, k, v, do = _tensors(dtype, 1, H, N, D, device)
     out = _call(implementation, q, k, v, causal)
-    out.backward(do)
+    torch.autograd.backward(out, do)
     mask, scale = Mask(causal=causal), D**-0.5
     a, b, c = (x.detach() for x in (q, k, v))
     forward, gradients = truth_of.forward(a, b, c, mask, scale), truth_of.backward(a, b, c, do, mask, scale)

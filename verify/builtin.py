@@ -80,7 +80,7 @@ def _flex() -> Implementation:
     """FlexAttention compiled, as it is meant to be used: uncompiled it is torch's own standard attention in fp32."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    compiled = torch.compile(flex_attention, dynamic=True)
+    compiled: Any = torch.compile(flex_attention, dynamic=True)
 
     def attention(
         query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None,
@@ -95,7 +95,10 @@ def _flex() -> Implementation:
 
         bounded = left is not None or right is not None
         mask = create_block_mask(visible, None, None, M, N, query.device) if bounded else None
-        return compiled(query, key, value, block_mask=mask, scale=scale, enable_gqa=enable_gqa, return_lse=return_lse)  # type: ignore[no-any-return]
+        result: Tensor | tuple[Tensor, Tensor] = compiled(
+            query, key, value, block_mask=mask, scale=scale, enable_gqa=enable_gqa, return_lse=return_lse
+        )
+        return result
 
     return recognise("flex", attention)
 

@@ -100,7 +100,7 @@ def _leave_if_poisoned() -> None:
     """
     import torch
 
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         try:
             torch.cuda.synchronize()
         except RuntimeError:

@@ -92,8 +92,9 @@ def _related(name: str, twin: Twin, again: Again, posed: Posed, first: dict[str,
     """Whether a twin's results are the original's."""
     try:
         with guards.known_memory():
-            options = {"dlse": twin.dlse, "between": twin.between, "twice": twin.twice}
-            results = again(twin.case, twin.inputs, twin.gradients, **options).tensors()
+            results = again(
+                twin.case, twin.inputs, twin.gradients, dlse=twin.dlse, between=twin.between, twice=twin.twice
+            ).tensors()
     except RefusedError:
         return []
     except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)

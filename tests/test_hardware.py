@@ -1,0 +1,141 @@
+"""The records of GPU runs: what is computed from them, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from flashproof.reports.hardware import (
+    ULP_BINS,
+    Bench,
+    Silicon,
+    Speed,
+    bench_markdown,
+    memory_growth,
+    silicon_markdown,
+    speedups,
+)
+from flashproof.verify.case import Case
+from flashproof.verify.loading import load
+from flashproof.verify.pool import prepare
+from flashproof.verify.silicon import bias_of, distances_of, exact_of, summed, ulps_between
+
+COMMAND = [sys.executable, "-m", "flashproof"]
+RECORDS = Path(__file__).parents[1] / "examples" / "h200"
+WHERE = {
+    "created": "2026-01-01",
+    "command": "flashproof bench",
+    "device": "a GPU",
+    "driver": "1",
+    "versions": {"torch": "2"},
+}
+PLAIN = {"dtype": "bf16", "causal": False, "B": 4, "H": 16, "D": 128, "status": "ok"}
+
+
+def speed(name: str, N: int, forward: float, memory: int, **other) -> Speed:
+    return Speed(**PLAIN | {"implementation": name, "N": N, "forward": forward, "memory": memory} | other)
+
+
+def bench(*results: Speed) -> Bench:
+    return Bench(**WHERE, results=results)
+
+
+def test_rates_count_useful_operations():
+    """4 B H N^2 D forward, 10 backward, half of it under a causal mask."""
+    one = speed("flash", 1024, 1.0, 0, backward=1.0)
+    operations = 4 * 4 * 16 * 1024**2 * 128
+    assert one.rate("forward") == pytest.approx(operations / 1e-3 * 1e-12)
+    assert one.rate("backward") == pytest.approx(2.5 * operations / 1e-3 * 1e-12)
+    assert one.model_copy(update={"causal": True}).rate("forward") == pytest.approx(0.5 * operations / 1e-3 * 1e-12)
+    assert one.model_copy(update={"forward": None}).rate("forward") is None
+
+
+def test_speedups_compare_what_ran_on_the_same_problem():
+    record = bench(
+        speed("flash", 4096, 2.0, 1), speed("other", 4096, 3.0, 1),
+        speed("flash", 8192, 8.0, 1), speed("other", 8192, 4.0, 1),
+        speed("flash", 512, 1.0, 1), speed("other", 512, 9.0, 1), speed("other", 16384, 9.0, 1),
+        speed("gone", 4096, 1.0, 1).model_copy(update={"status": "out of memory", "forward": None}),
+    )  # fmt: skip
+    assert speedups(record) == {("other", "bf16", False, 128, "forward"): [1.5, 0.5]}
+    text = bench_markdown(record)
+    assert "out of memory" in text
+    assert "| other | bf16 | none | 128 | forward | 1.00 | 0.50 | 2 |" in text
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_the_power_of_memory_is_found(power):
+    record = bench(*(speed("x", n, 1.0, 64 * n**power * 4, B=4) for n in (512, 1024, 4096)))
+    slope, n = memory_growth(record)["x"]
+    assert slope == pytest.approx(power)
+    assert n == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_distances_in_ulp(dtype):
+    one = torch.tensor(1.0, dtype=dtype)
+    up = torch.nextafter(one.float(), torch.tensor(2.0)) if dtype == torch.float32 else one + torch.finfo(dtype).eps
+    x = torch.stack([one, one, -one, torch.tensor(0.0, dtype=dtype), torch.tensor(-0.0, dtype=dtype)])
+    y = torch.stack([one, up.to(dtype), -up.to(dtype), torch.tensor(-0.0, dtype=dtype), torch.tensor(0.0, dtype=dtype)])
+    assert ulps_between(x, y).tolist() == [0, 1, 1, 0, 0]
+    smallest = torch.tensor([torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps], dtype=dtype)
+    assert ulps_between(smallest, -smallest).tolist() == [2], "across zero, where it is counted once"
+
+
+def test_another_rounding_shows_in_the_distances():
+    """The interpreter stands in for the GPU: by itself it is at no distance, and its own truncated sums are at some."""
+    flash = prepare("flash", "cpu")
+    case = Case(B=1, H=2, HK=1, M=70, N=90, D=64, dtype="fp16", regime="normal", seed=0)
+    found = {(d.arithmetic, d.tensor): d for d in summed(distances_of(flash, "cpu", case)) if d.tiles == "its own"}
+    for (arithmetic, tensor), d in found.items():
+        assert sum(d.shares) == pytest.approx(1.0)
+        assert len(d.shares) == len(ULP_BINS)
+        if arithmetic == "ieee":
+            assert d.shares[0] == 1.0, f"{tensor} is not at distance 0 from itself"
+            assert d.beside_error == 0.0
+    assert found["tensor_core", "dq"].shares[0] < 1.0
+    assert found["tensor_core", "dq"].beside_error > 0.0
+
+
+@pytest.mark.parametrize(("name", "right"), [
+    ("flash", True), ("mutant:reciprocal-in-half", False), ("mutant:log2e-3-digits", False),
+])  # fmt: skip
+def test_integers_show_what_should_not_round(name, right):
+    assert (exact_of(prepare(name, "cpu"), "cpu", "bf16").mismatches == 0) == right
+
+
+def test_truncation_shows_as_a_bias():
+    """Of the values in the first half of the bits' unit; a kernel that is merely rounded has none."""
+    assert abs((sound := bias_of(prepare("flash", "cpu"), "cpu", "bf16", 256)).mean) < 5 * sound.spread + 1e-4
+    wrong = bias_of(prepare("mutant:output-truncated", "cpu"), "cpu", "bf16", 256)
+    assert wrong.mean < -10 * wrong.spread
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", ["bench", "silicon"])
+def test_without_a_gpu_nothing_stands_in_for_it(command, tmp_path):
+    done = subprocess.run(
+        [*COMMAND, command, "--out", str(tmp_path / "x")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 4
+    assert done.stderr == "flashproof: torch sees no CUDA device, and nothing measured on a CPU stands in for one\n"
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_records_that_are_kept_can_be_read():
+    speeds = Bench.model_validate_json((RECORDS / "bench.json").read_text())
+    assert "NVIDIA" in bench_markdown(speeds)
+    apart = Silicon.model_validate_json((RECORDS / "silicon.json").read_text())
+    assert apart.cases == 500
+    assert silicon_markdown(apart).count("| tensor_core |") == 18
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, by itself
+def test_flex_attention_is_there():
+    """It takes no mask tensor; that is listed as not covered, not run under another name."""
+    flex = load("flex")
+    assert "attn_mask" not in flex.options
+    assert {"is_causal", "window"} <= flex.options
