@@ -138,20 +138,25 @@ def bench_markdown(record: Bench) -> str:
             (s.implementation, s.dtype, "causal" if s.causal else "none", str(s.D), str(s.N), *cells, size, errors)
         )
     parts = [_where(record), table(heads, rows)]
-    beside = ("beside", "dtype", "mask", "D", "pass", "median", "least", "lengths")
     if ratios := speedups(record):
-        lines = [
-            (base, dtype, "causal" if causal else "none", str(d), which, f"{median(values):.2f}", f"{min(values):.2f}",
-             str(len(values)))
-            for (base, dtype, causal, d, which), values in sorted(ratios.items())
-        ]  # fmt: skip
-        parts += ["Time of another implementation over the bundled kernel's, lengths from 2048 on:",
-                  table(beside, lines)]  # fmt: skip
+        beside = ("beside", "dtype", "mask", "D", "forward", "backward", "lengths")
+        parts += ["Time of another implementation over the bundled kernel's, lengths from 2048 on: median (least).",
+                  table(beside, _ratio_rows(ratios))]  # fmt: skip
     if fits := memory_growth(record):
         parts += ["Memory beyond inputs, as a power of N (least squares of the logarithms; 1 is linear):",
                   table(("implementation", "exponent", "lengths"),
                         [(name, f"{p:.2f}", str(n)) for name, (p, n) in fits.items()])]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def _ratio_rows(ratios: dict[tuple[str, str, bool, int, str], list[float]]) -> list[tuple[str, ...]]:
+    """A row per implementation, dtype, mask and D, those of an implementation together."""
+    rows = []
+    for name, dtype, causal, d in dict.fromkeys(key[:4] for key in ratios):
+        found = [ratios.get((name, dtype, causal, d, which), []) for which in ("forward", "backward")]
+        cells = [f"{median(values):.2f} ({min(values):.2f})" if values else "" for values in found]
+        rows.append((name, dtype, "causal" if causal else "none", str(d), *cells, str(max(map(len, found)))))
+    return sorted(rows, key=lambda row: row[0])
 
 
 def speedups(record: Bench) -> dict[tuple[str, str, bool, int, str], list[float]]:

@@ -63,7 +63,7 @@ def test_speedups_compare_what_ran_on_the_same_problem():
     assert speedups(record) == {("other", "bf16", False, 128, "forward"): [1.5, 0.5]}
     text = bench_markdown(record)
     assert "out of memory" in text
-    assert "| other | bf16 | none | 128 | forward | 1.00 | 0.50 | 2 |" in text
+    assert "| other | bf16 | none | 128 | 1.00 (0.50) |  | 2 |" in text
 
 
 @pytest.mark.parametrize("power", [1, 2])
@@ -131,6 +131,26 @@ def test_the_records_that_are_kept_can_be_read():
     apart = Silicon.model_validate_json((RECORDS / "silicon.json").read_text())
     assert apart.cases == 500
     assert silicon_markdown(apart).count("| tensor_core |") == 18
+
+
+def test_the_readme_says_what_the_records_say():
+    """Rows as the commands print them; biases and counts as the record has them."""
+    readme = (RECORDS.parents[1] / "README.md").read_text()
+    apart = Silicon.model_validate_json((RECORDS / "silicon.json").read_text())
+    speeds = Bench.model_validate_json((RECORDS / "bench.json").read_text())
+    printed = (bench_markdown(speeds) + silicon_markdown(apart)).splitlines()
+    section = readme[readme.index("## On a GPU") : readme.index("## Is the yardstick straight?")]
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    assert len(rows) == 14
+    assert set(rows) <= set(printed)
+    bias = {(b.implementation, b.N): b for b in apart.biases if b.dtype == "fp16"}
+    for n, unrounded, own in ((4096, "2.6e-5", "2.3e-5"), (16384, "1.0e-4", "7.9e-5"), (65536, "4.1e-4", "1.9e-4")):
+        assert unrounded in section
+        assert own in section
+        assert -bias["variant:divide-by-unrounded-sum", n].mean == pytest.approx(float(unrounded), rel=0.05)
+        assert -bias["flash", n].mean == pytest.approx(float(own), rel=0.05)
+    assert sum(e.mismatches for e in apart.exact) == 0
+    assert f"{sum(e.elements for e in apart.exact):,}" in section
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, by itself
