@@ -249,13 +249,13 @@ class Pool:
     def _answer(self, future: Any, function: Callable[..., Any], *args: Any) -> Any:
         name = self._initial[0]
         try:
-            while self._found_poisoned(future):
-                future = self._schedule(_call, function, *args)
+            while self._found_poisoned(future) or isinstance(future.exception(), BrokenProcessPool):
+                future = self._schedule(_call, function, *args)  # no fault of this task
             return future.result()
         except TimeoutError:
             return LostError(f"{name} gave no result within {self.limit:g} s and was killed")
-        except (pebble.ProcessExpired, BrokenProcessPool) as e:
-            return LostError(f"{name} ended its process: {_death(getattr(e, 'exitcode', 0))}")
+        except pebble.ProcessExpired as e:
+            return LostError(f"{name} ended its process: {_death(e.exitcode)}")
 
     def _outcome(self, future: Any, case: Case, phase: str) -> Result:
         try:
