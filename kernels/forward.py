@@ -7,6 +7,8 @@ Two choices make it more accurate than the usual kernel at next to no cost:
  * the scale is applied to the logits in fp32, not to the keys in half precision;
  * O is divided by `w_i`, the sum of the *rounded* P, the same numbers that multiply V, so that rounding P cannot bias
    the weights' total; the log-sum-exp comes from `l_i`, the sum before rounding, and stays accurate to fp32.
+And two make it fast: a tile that hides nothing is not masked, and logits are scaled by the exponential's own
+multiply-add, for which the scale's sign goes into Q (`positive_scale`).
 """
 
 # ruff: noqa: ANN001, ANN201

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _out = click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=None,
                     help="Folder for the record and its tables.")  # fmt: skip
 _DTYPES = click.Choice(["fp16", "bf16"])
-_BESIDE = ("flash", "sdpa-math", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient")
+_BESIDE = ("flash", "standard", "sdpa-math", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient")
 _BIASED = ("flash", "variant:divide-by-unrounded-sum", "sdpa-flash")
 
 

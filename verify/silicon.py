@@ -22,7 +22,9 @@ from .exact import run_in
 from .implementation import Implementation, parameters_of
 from .inputs import DTYPES
 from .outputs import RefusedError
-from .truth import dtype_of
+from .profiles import PROFILES
+from .survey import survey
+from .truth import Truth, dtype_of
 
 ARITHMETICS = {"ieee": arithmetics.ieee, "tensor_core": arithmetics.tensor_core}
 SAME, OWN = "the same", "its own"  # tiles
@@ -49,7 +51,7 @@ def distances_of(implementation: Implementation, device: str, case: Case) -> lis
         if "tiles" in parameters_of(implementation.function):
             tiled = replace(implementation, function=partial(implementation.function, tiles=INTERPRETED_TILES))
             compiled[SAME] = tiled(case, inputs).tensors()
-        truth = _truth(case, inputs_for(case, implementation, device))
+        truth = Truth.of(case, inputs_for(case, implementation, device)).tensors()
         found = []
         for name, arithmetic in ARITHMETICS.items():
             _, outputs = run_in(arithmetic(), implementation, case)
@@ -59,16 +61,6 @@ def distances_of(implementation: Implementation, device: str, case: Case) -> lis
                     found.append(_apart(name, tiles, tensor, case, x, y, truth[tensor]))
     except RefusedError:
         return []
-    return found
-
-
-def _truth(case: Case, inputs: object) -> dict[str, Tensor]:
-    q, k, v, do, mask = (getattr(inputs, n) for n in ("q", "k", "v", "do", "mask"))
-    fwd = truth_of.forward(q, k, v, mask, case.softmax_scale)
-    found = {"out": fwd.o, "lse": fwd.lse}
-    if case.backward:
-        g = truth_of.backward(q, k, v, do, mask, case.softmax_scale)
-        found |= {"dq": g.dq, "dk": g.dk, "dv": g.dv}
     return found
 
 
@@ -154,8 +146,5 @@ def exact_of(implementation: Implementation, device: str, dtype: DType) -> Exact
 
 
 def cases_of(implementation: Implementation, seed: int, count: int) -> Iterator[Case]:
-    """Cases of the survey with a result."""
-    from .profiles import PROFILES
-    from .survey import survey
-
+    """The survey's cases in the sizes of `ci`."""
     return survey(implementation, PROFILES["ci"], seed, count=count)
