@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 from flashproof.verify.case import Case
-from flashproof.verify.inputs import build
 from flashproof.verify.pool import Pool
+from flashproof.verify.probe import has_gradients
 from flashproof.verify.problems import FlashproofError
+from flashproof.verify.silicon import distances_of
 
 PLAIN = Case(B=1, H=1, HK=1, M=8, N=8, D=16, dtype="fp16", regime="normal", seed=0, backward=False)
 
@@ -51,17 +52,16 @@ def test_a_broken_cuda_context_costs_one_case(pool_of, workers):
     assert "illegal memory access" in (results[3].rows[0].message or "")
 
 
-def _seed(implementation, device, case):
-    implementation(case, build(case))
-    return case.seed
-
-
 def test_a_call_goes_to_a_worker_that_lives(pool_of):
+    """Functions of the package: a worker cannot import a test module."""
     pool = pool_of("query.shape[2] == 9", 1)
     assert pool.one(PLAIN.with_(M=9), "survey", stores=False).status == "raised"
-    assert pool.call(_seed, PLAIN.with_(seed=5)) == 5
+    assert pool.call(has_gradients) is True
     assert pool.one(PLAIN.with_(M=9), "survey", stores=False).status == "raised"
-    assert [x for _, x in pool.calls(_seed, [PLAIN.with_(seed=n) for n in range(3)])] == [0, 1, 2]
+    arguments = [PLAIN.with_(seed=n) for n in range(3)]
+    answers = list(pool.calls(distances_of, arguments))
+    assert [case for case, _ in answers] == arguments
+    assert {apart.tensor for _, found in answers for apart in found} == {"out"}
 
 
 _DEAD = """
