@@ -159,3 +159,6 @@ def test_flex_attention_is_there():
     flex = load("flex")
     assert "attn_mask" not in flex.options
     assert {"is_causal", "window"} <= flex.options
+    q = torch.zeros(1, 1, 4, 16)
+    with pytest.raises(NotImplementedError, match="CUDA"):
+        flex.function(q, q, q)

@@ -86,6 +86,8 @@ def _flex() -> Implementation:
         query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None,
         enable_gqa: bool = False, *, window: tuple[int | None, int | None] = (None, None), return_lse: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        if not query.is_cuda:  # where it has no backward, and compiles for longer than a run may take
+            raise NotImplementedError("flex is for CUDA devices here")
         left, right = window
         right = 0 if is_causal and right is None else min(right, 0) if is_causal and right is not None else right
         M, N = query.shape[2], key.shape[2]
