@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from .markdown import inline, table
+from .model import Model
 from .record import Allowed, Check, Number, Run, Tensor
 from .summary import allowed_table
 from .words import encodable, number, plural
@@ -19,11 +20,7 @@ _SIGNS = {"worse": "❌", "suspect": "❔", "better": "✅"}
 _CELLS = 50
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
-
-
-class Side(_Model):
+class Side(Model):
     """One of the two runs."""
 
     folder: str
@@ -33,7 +30,7 @@ class Side(_Model):
     created: str
     device: str
     commit: str = ""
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run) -> Side:
@@ -46,7 +43,7 @@ class Side(_Model):
         )  # fmt: skip
 
 
-class DriftCell(_Model):
+class DriftCell(Model):
     """RMS error of HEAD / that of BASE: geometric mean over n cases with its interval, and what became of it.
 
     `suspect` lies beyond its margin alone, but not among so many cells.  `nonfinite`: cases where HEAD has NaN or
@@ -83,7 +80,7 @@ class DriftCell(_Model):
         return "; ".join(parts)
 
 
-class Pairing(_Model):
+class Pairing(Model):
     """How the cases of the two surveys fit: the same recipe and the same inputs."""
 
     paired: int = 0
@@ -94,7 +91,7 @@ class Pairing(_Model):
     missing: tuple[Tensor, ...] = ()  # tensors that BASE gives, and HEAD in no case
 
 
-class Drift(_Model):
+class Drift(Model):
     """BASE against HEAD: compare.json."""
 
     version: int = Field(default=SCHEMA, alias="schema")

@@ -6,22 +6,19 @@ Both are small enough to be kept in a repository, with the device, the driver an
 from __future__ import annotations
 
 import math
-from statistics import median
+from statistics import linear_regression, median
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from .markdown import table
+from .model import Model
 
 #: bins of a distance in units in the last place: up to so many
 ULP_BINS = (0, 1, 2, 8, 64, math.inf)
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
-
-
-class Speed(_Model):
+class Speed(Model):
     """One implementation on one problem; times in milliseconds, memory in bytes beyond the inputs and gradients."""
 
     implementation: str
@@ -35,7 +32,7 @@ class Speed(_Model):
     forward: float | None = None
     backward: float | None = None
     memory: int | None = None
-    errors: dict[str, float] = {}  # RMS error / (unit roundoff * RMS of the truth), by tensor
+    errors: dict[str, float] = Field(default_factory=dict)  # RMS error / (unit roundoff * RMS of the truth), by tensor
 
     @property
     def problem(self) -> tuple[str, bool, int, int]:
@@ -51,7 +48,7 @@ class Speed(_Model):
         return float(operations * (0.5 if self.causal else 1.0) / time * 1e-9)
 
 
-class Bench(_Model):
+class Bench(Model):
     """The record of `flashproof bench`."""
 
     schema_: Literal[1] = 1
@@ -63,7 +60,7 @@ class Bench(_Model):
     results: tuple[Speed, ...]
 
 
-class Distance(_Model):
+class Distance(Model):
     """How far results on the GPU are from interpreted ones, summed over cases: of one tensor in one dtype."""
 
     arithmetic: str  # of the interpreter
@@ -76,7 +73,7 @@ class Distance(_Model):
     beside_error: float | None  # RMS of the difference / RMS error of the GPU's result: median over cases
 
 
-class Bias(_Model):
+class Bias(Model):
     """Mean relative error of O for values of one sign, which a sum that truncates makes too small."""
 
     implementation: str
@@ -88,7 +85,7 @@ class Bias(_Model):
     rounding: float  # unit roundoff of the dtype
 
 
-class Exact(_Model):
+class Exact(Model):
     """Small integers and scale = ln 2, where every step is exact but a division: elements that are not as computed."""
 
     dtype: str
@@ -96,7 +93,7 @@ class Exact(_Model):
     mismatches: int
 
 
-class Silicon(_Model):
+class Silicon(Model):
     """The record of `flashproof silicon`."""
 
     schema_: Literal[1] = 1
@@ -181,9 +178,7 @@ def memory_growth(record: Bench) -> dict[str, tuple[float, int]]:
         points = [(math.log(s.N), math.log(s.memory / s.B)) for s in record.results
                   if s.implementation == name and s.memory]  # fmt: skip
         if len({x for x, _ in points}) > 2:
-            mx, my = (sum(c) / len(points) for c in zip(*points, strict=True))
-            slope = sum((x - mx) * (y - my) for x, y in points) / sum((x - mx) ** 2 for x, _ in points)
-            found[name] = slope, len(points)
+            found[name] = linear_regression(*zip(*points, strict=True)).slope, len(points)
     return found
 
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from .model import Model
 
 Phase = Literal["survey", "hunt", "exact", "sample"]
 QUICK_SHARE = 0.9  # of the mutants that a quick selftest must kill
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
-
-
-class Kill(_Model):
+class Kill(Model):
     """A check that fails: for which tensors, and after how many cases of its phase that was known."""
 
     check: str
@@ -23,7 +19,7 @@ class Kill(_Model):
     cases: int
 
 
-class MutantResult(_Model):
+class MutantResult(Model):
     """What became of one mutant."""
 
     name: str
@@ -50,7 +46,7 @@ class MutantResult(_Model):
         return min((k.cases for k in self.kills if k.phase == phase), default=None)
 
 
-class Fit(_Model):
+class Fit(Model):
     """How the errors of a right kernel lie to what theory says of them, for one tensor in one dtype."""
 
     tensor: str
@@ -66,7 +62,7 @@ class Fit(_Model):
     largest: float | None  # RMS error / predicted, of any case on inputs drawn independently
 
 
-class CleanResult(_Model):
+class CleanResult(Model):
     """What became of a kernel that is right."""
 
     name: str
@@ -77,7 +73,7 @@ class CleanResult(_Model):
     fits: tuple[Fit, ...] = ()
 
 
-class PeerRule(_Model):
+class PeerRule(Model):
     """Another project's way to test, as it was applied."""
 
     name: str
@@ -86,7 +82,7 @@ class PeerRule(_Model):
     differs: str
 
 
-class SelfTest(_Model):
+class SelfTest(Model):
     """Everything that a selftest found."""
 
     version: Literal[1] = 1

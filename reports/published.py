@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from .markdown import inline, table
+from .model import Model
 from .words import encodable
 
 Outcome = Literal["confirmed", "confirmed under an assumption", "not confirmed"]
@@ -21,11 +20,7 @@ METHOD = (
 )
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
-
-
-class Figure(_Model):
+class Figure(Model):
     """One quantity: as published, and ours over the seeds."""
 
     what: str
@@ -58,7 +53,7 @@ class Figure(_Model):
 HEADS = ("", "published", "here: median", "here: range", "values")
 
 
-class Claim(_Model):
+class Claim(Model):
     """A sentence of a publication, and what the figures make of it."""
 
     claim: str
@@ -68,7 +63,7 @@ class Claim(_Model):
     figures: tuple[Figure, ...]
 
 
-class Reproduction(_Model):
+class Reproduction(Model):
     """A publication: where, under which settings, and its claims."""
 
     name: str
@@ -78,7 +73,7 @@ class Reproduction(_Model):
     seconds: float = 0.0
 
 
-class Reproductions(_Model):
+class Reproductions(Model):
     """Everything that one command reproduced."""
 
     version: Literal[1] = 1

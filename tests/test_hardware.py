@@ -19,9 +19,11 @@ from flashproof.reports.hardware import (
     speedups,
 )
 from flashproof.verify.case import Case
+from flashproof.verify.errors import ulps_between
+from flashproof.verify.implementation import recognise
 from flashproof.verify.loading import load
 from flashproof.verify.pool import prepare
-from flashproof.verify.silicon import bias_of, distances_of, exact_of, summed, ulps_between
+from flashproof.verify.silicon import bias_of, distances_of, exact_of, summed
 
 COMMAND = [sys.executable, "-m", "flashproof"]
 RECORDS = Path(__file__).parents[1] / "examples" / "h200"
@@ -105,6 +107,20 @@ def test_another_rounding_shows_in_the_distances():
 ])  # fmt: skip
 def test_integers_show_what_should_not_round(name, right):
     assert (exact_of(prepare(name, "cpu"), "cpu", "bf16").mismatches == 0) == right
+
+
+def test_both_signatures_are_understood():
+    """As flash_attn has it: [B, S, H, D], and a scale by another name."""
+    flash = prepare("flash", "cpu").function
+
+    def attention(q, k, v, softmax_scale=None, causal=False):
+        return flash(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=causal, scale=softmax_scale).transpose(1, 2)
+
+    theirs = recognise("theirs", attention)
+    assert exact_of(theirs, "cpu", "fp16").mismatches == 0
+    assert bias_of(theirs, "cpu", "fp16", 128) == bias_of(load("flash"), "cpu", "fp16", 128).model_copy(
+        update={"implementation": "theirs"}
+    )
 
 
 def test_truncation_shows_as_a_bias():

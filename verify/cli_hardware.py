@@ -118,22 +118,21 @@ def _gpu() -> Any:
 def _circumstances() -> dict[str, Any]:
     """When, how and on what."""
     import platform
-    from importlib.metadata import version
 
     import torch
 
-    from .run import command_line
+    from .run import command_line, versions
 
     asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         driver = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
         driver = "unknown"
-    versions = {"python": platform.python_version()} | {n: version(n) for n in ("flashproof", "torch", "triton")}
-    versions["cuda"] = str(torch.version.cuda)
+    found = {"python": platform.python_version()} | versions("flashproof", "torch", "triton")
+    found["cuda"] = str(torch.version.cuda)
     return dict(
         created=datetime.now(UTC).isoformat(timespec="seconds"), command=command_line(), driver=driver,
-        device=torch.cuda.get_device_name(), versions=versions,
+        device=torch.cuda.get_device_name(), versions=found,
     )  # fmt: skip
 
 

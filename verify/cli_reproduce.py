@@ -60,12 +60,10 @@ def reproduce(parts: tuple[str, ...], seeds: int, out: Path | None) -> None:
 
 
 def _measured(parts: tuple[str, ...], seeds: int, progress: Progress) -> Reproductions:
-    from importlib.metadata import version
-
     from ..reports.published import Reproductions
     from .pool import prepare
     from .reproduce import PARTS
-    from .run import command_line
+    from .run import command_line, versions
 
     prepare("flash", "cpu")
     start, results = time.perf_counter(), []
@@ -78,5 +76,5 @@ def _measured(parts: tuple[str, ...], seeds: int, progress: Progress) -> Reprodu
     return Reproductions(
         created=datetime.now(UTC).isoformat(timespec="seconds"), command=command_line(), seeds=seeds,
         seconds=round(time.perf_counter() - start, 1), results=tuple(results),
-        versions={n: version(n) for n in ("flashproof", "torch", "triton")},
+        versions=versions("flashproof", "torch", "triton"),
     )  # fmt: skip

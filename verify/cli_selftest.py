@@ -87,12 +87,11 @@ def selftest(
 def _tried(
     quick: bool, names: tuple[str, ...] | None, clean_cases: int | None, seed: int, workers: int, progress: Progress
 ) -> SelfTest:  # fmt: skip
-    from importlib.metadata import version
 
     from ..reports.kills import SelfTest
     from .gates import GATES
     from .pool import Pool, prepare
-    from .run import command_line
+    from .run import command_line, versions
     from .selftest import LIMIT, clean_tried, mutants_tried, peers_asked, rules
 
     start = time.perf_counter()
@@ -109,7 +108,7 @@ def _tried(
     return SelfTest(
         created=datetime.now(UTC).isoformat(timespec="seconds"), command=command_line(), seed=seed, quick=quick,
         seconds=round(time.perf_counter() - start, 1), gates=GATES, mutants=tuple(mutants), clean=tuple(clean),
-        peers=() if quick else tuple(rules()), versions={n: version(n) for n in ("flashproof", "torch", "triton")},
+        peers=() if quick else tuple(rules()), versions=versions("flashproof", "torch", "triton"),
     )  # fmt: skip
 
 

@@ -114,6 +114,15 @@ def floored_log_ratio(kernel_rms: float, standard_rms: float, rounded_rms: float
     return 0.0 if top == bottom else 0.5 * math.log(top / bottom) if bottom > 0 else None
 
 
+def ulps_between(x: Tensor, y: Tensor) -> Tensor:
+    """How many numbers of their dtype lie between two tensors, and one; 0 for the same bits, and for -0 and 0."""
+    kind = {2: torch.int16, 4: torch.int32}[x.element_size()]
+    ordered = [t.contiguous().view(kind).long() for t in (x, y)]
+    # neighbouring numbers get neighbouring integers, negative ones counted down from zero
+    ordered = [torch.where(t < 0, torch.iinfo(kind).min - t, t) for t in ordered]
+    return (ordered[0] - ordered[1]).abs()
+
+
 def same_bits(a: Tensor, b: Tensor) -> Tensor:
     """Elementwise equality of bits: NaN equals NaN, 0 differs from -0."""
     kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}

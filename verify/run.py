@@ -297,18 +297,13 @@ def not_covered(implementation: Implementation, profile: Profile) -> list[str]:
 
 
 def _manifest(settings: Settings, implementation: Implementation) -> Manifest:
-    names = ("flashproof", "torch", "triton", "numpy", "hypothesis", "ml_dtypes")
-    versions = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name] = version(name)
-        except Exception:  # noqa: BLE001  (a package that is not installed has no version)
-            continue
+    found = {"python": platform.python_version()}
+    found |= versions("flashproof", "torch", "triton", "numpy", "hypothesis", "ml_dtypes")
     profile = asdict(settings.profile)
     return Manifest(
         schema=1, implementation=settings.spec, profile=settings.profile.name, seed=settings.seed,
         created=datetime.now(UTC).isoformat(timespec="seconds"), command=settings.command,
-        device="cpu (Triton kernels interpreted)" if settings.device == "cpu" else settings.device, versions=versions,
+        device="cpu (Triton kernels interpreted)" if settings.device == "cpu" else settings.device, versions=found,
         machine={"cpu": _cpu(), "cores": os.cpu_count() or 1, "platform": platform.platform()}, git=_git(),
         conventions=dict(implementation.conventions()),
         profile_settings={k: list(v) if isinstance(v, tuple) else v for k, v in profile.items()},
@@ -331,6 +326,15 @@ def _git() -> Git | None:
         return Git(commit=ask("rev-parse", "HEAD"), dirty=bool(ask("status", "--porcelain", "-uno")))
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Of the packages that are installed."""
+    found = {}
+    for name in names:
+        with suppress(Exception):  # one that is not installed has none
+            found[name] = version(name)
+    return found
 
 
 def command_line(arguments: list[str] | None = None) -> str:

@@ -17,10 +17,11 @@ from ..reference.masks import Mask
 from ..reports.hardware import ULP_BINS, Bias, Distance, Exact
 from .case import UNIT_ROUNDOFF, Case, DType
 from .draws import Draws
+from .errors import ulps_between
 from .evaluate import inputs_for
 from .exact import run_in
 from .implementation import Implementation, parameters_of
-from .inputs import DTYPES
+from .inputs import DTYPES, Inputs
 from .outputs import RefusedError
 from .profiles import PROFILES
 from .survey import survey
@@ -74,15 +75,6 @@ def _apart(arithmetic: str, tiles: str, tensor: str, case: Case, x: Tensor, y: T
     return Apart(arithmetic, tiles, tensor, name, counts, beside)
 
 
-def ulps_between(x: Tensor, y: Tensor) -> Tensor:
-    """How many numbers of their dtype lie between two tensors, and one; 0 for the same bits, and for -0 and 0."""
-    kind = {2: torch.int16, 4: torch.int32}[x.element_size()]
-    ordered = [t.contiguous().view(kind).long() for t in (x, y)]
-    # neighbouring numbers get neighbouring integers, negative ones counted down from zero
-    ordered = [torch.where(t < 0, torch.iinfo(kind).min - t, t) for t in ordered]
-    return (ordered[0] - ordered[1]).abs()
-
-
 def _rms(x: Tensor) -> float:
     x = x[torch.isfinite(x)]
     return float(x.square().mean().sqrt()) if x.numel() else 0.0
@@ -110,16 +102,16 @@ def summed(found: list[Apart]) -> tuple[Distance, ...]:
 
 def bias_of(implementation: Implementation, device: str, dtype: DType, N: int) -> Bias:
     """Values in [1, 2): what is lost when a tensor core's sums are truncated has a sign.  64 queries of 8 heads."""
-    H, M, D = 8, 64, 64
-    draws, place = Draws(N, "silicon", "bias"), torch.device(device)
-    q, k = (torch.from_numpy(draws.normal(1, H, n, D)).to(place, DTYPES[dtype]) for n in (M, N))
-    v = torch.from_numpy(1.0 + draws.uniform(1, H, N, D)).to(place, DTYPES[dtype])
-    out = implementation.function(q, k, v)
-    out = out[0] if isinstance(out, tuple) else out
-    truth = truth_of.forward(q, k, v, Mask(), D**-0.5).o
+    case = Case(B=1, H=8, HK=8, M=64, N=N, D=64, dtype=dtype, regime="normal", seed=N, backward=False)
+    draws = Draws(N, "silicon", "bias")
+    q, k = (torch.from_numpy(draws.normal(1, case.H, n, case.D)) for n in (case.M, N))
+    v = torch.from_numpy(1.0 + draws.uniform(1, case.H, N, case.D))
+    inputs = _inputs(case, q, k, v, device)
+    out = implementation(case, inputs).out
+    truth = truth_of.forward(inputs.q, inputs.k, inputs.v, inputs.mask, case.softmax_scale).o
     relative = ((out.double() - truth) / truth).mean((0, 2, 3))  # [H]
     return Bias(implementation=implementation.name, dtype=dtype, N=N, elements=out.numel(),
-                mean=float(relative.mean()), spread=float(relative.std()) / H**0.5,
+                mean=float(relative.mean()), spread=float(relative.std()) / case.H**0.5,
                 rounding=UNIT_ROUNDOFF[dtype])  # fmt: skip
 
 
@@ -130,19 +122,25 @@ def exact_of(implementation: Implementation, device: str, dtype: DType) -> Exact
     """
     mismatches = elements = 0
     for seed in range(8):
-        draws, place = Draws(seed, "silicon", "exact"), torch.device(device)
-        shapes = ((2, 4, 100, 32), (2, 4, 130, 32), (2, 4, 130, 32))
+        case = Case(B=2, H=4, HK=4, M=100, N=130, D=32, dtype=dtype, regime="normal", seed=seed, scale=math.log(2.0),
+                    backward=False)  # fmt: skip
+        draws = Draws(seed, "silicon", "exact")
+        shapes = [(case.B, case.H, n, case.D) for n in (case.M, case.N, case.N)]
         q, k, v = (torch.from_numpy(draws.integers(-1, 2, math.prod(s)).reshape(s)).double() for s in shapes)
-        s = torch.einsum("bhid,bhjd->bhij", q[..., :4], k[..., :4])  # of -4 to 4: what lies below them stays exact
+        k[..., 4:] = 0  # logits of -4 to 4: what lies below them stays exact
+        s = torch.einsum("bhid,bhjd->bhij", q, k)
         p = torch.exp2(s - s.amax(-1, keepdim=True))
         want = (torch.einsum("bhij,bhjd->bhid", p, v) / p.sum(-1, keepdim=True)).float().to(DTYPES[dtype])
-        k[..., 4:] = 0
-        given = (x.to(place, DTYPES[dtype]) for x in (q, k, v))
-        out = implementation.function(*given, scale=math.log(2.0))
-        out = out[0] if isinstance(out, tuple) else out
+        out = implementation(case, _inputs(case, q, k, v, device)).out
         mismatches += int((out.cpu() != want).sum())
         elements += want.numel()
     return Exact(dtype=dtype, elements=elements, mismatches=mismatches)
+
+
+def _inputs(case: Case, q: Tensor, k: Tensor, v: Tensor, device: str) -> Inputs:
+    """The given values in the case's dtype, without a mask."""
+    q, k, v = (x.to(DTYPES[case.dtype]) for x in (q, k, v))
+    return Inputs(q, k, v, torch.zeros_like(q), Mask()).to(torch.device(device))
 
 
 def cases_of(implementation: Implementation, seed: int, count: int) -> Iterator[Case]:

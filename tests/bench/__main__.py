@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from flashproof.verify.errors import ulps_between
 from operations import NAMES, STANDS_FOR, UNARY, candidates
 from torch import Tensor
 
@@ -85,10 +86,9 @@ def difference(a: Tensor, b: Tensor) -> tuple[int, int, float]:
     kind = {2: torch.int16, 4: torch.int32}[a.element_size()]
     bits = [x.contiguous().view(kind).long() for x in (a, b)]
     unequal = int((bits[0] != bits[1]).sum())
-    if a.is_floating_point():  # neighbouring numbers get neighbouring integers, negative ones counted down from zero
-        bits = [torch.where(x < 0, torch.iinfo(kind).min - x, x) for x in bits]
+    distance = ulps_between(a, b) if a.is_floating_point() else (bits[0] - bits[1]).abs()
     apart, size = (a.double() - b.double()).abs().max(), b.double().square().mean().sqrt()
-    return unequal, int((bits[0] - bits[1]).abs().max()), float(apart / size) if unequal else 0.0
+    return unequal, int(distance.max()), float(apart / size) if unequal else 0.0
 
 
 def _bits(pairs: list[tuple[Tensor, Tensor]]) -> str:

@@ -1,4 +1,4 @@
-"""Times the bundled kernels in every schedule on this GPU, beside torch's: `python tests/bench/tune.py`.
+"""Times the bundled kernels in every schedule on this GPU: `python tests/bench/tune.py`.
 
 Each schedule is compiled in one of several processes, then timed in this one, forward, dK/dV and dQ apart.  Prints
 for each kernel, head dimension and mask the fastest schedules, and lines for the table in `kernels/schedules.py`.
@@ -14,13 +14,10 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
-from functools import partial
 from pathlib import Path
 
 import torch
 from flashproof.kernels import attention as bundled
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 from triton.testing import do_bench
 
 Schedule = tuple[int, int, int, int, int | None]
@@ -85,20 +82,6 @@ def compiles(task: tuple[str, int, bool, Schedule]) -> bool:
     return True
 
 
-def torch_times(head_dim: int, causal: bool) -> dict[str, tuple[float, float]]:
-    """Forward and backward of torch's backends, in milliseconds."""
-    found = {}
-    for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION"):
-        with sdpa_kernel(getattr(SDPBackend, name)):
-            *leaves, do = tensors(head_dim, N)
-            leaves = [x.requires_grad_() for x in leaves]
-            forward = partial(scaled_dot_product_attention, *leaves, is_causal=causal)
-            backward = partial(forward().backward, do, retain_graph=True)
-            found[name] = (do_bench(forward, return_mode="median"),
-                           do_bench(backward, grad_to_none=leaves, return_mode="median"))  # fmt: skip
-    return found
-
-
 def rate(milliseconds: float, head_dim: int, causal: bool, products: int) -> float:
     return 2 * products * B * H * N * N * head_dim * (0.5 if causal else 1) / milliseconds * 1e-9
 
@@ -117,10 +100,7 @@ def main() -> None:
     times: dict[tuple[str, int, bool], list[tuple[float, Schedule]]] = {}
     for d in a.dims:
         for causal in (False, True):
-            for name, (forward, backward) in torch_times(d, causal).items():
-                print(f"D {d} causal {causal} {name}: forward {forward:.3f} ms "
-                      f"({rate(forward, d, causal, 2):.0f} TFLOP/s), backward {backward:.3f} ms "
-                      f"({rate(backward, d, causal, 5):.0f})", flush=True)  # fmt: skip
+            print(f"D {d} causal {causal}", flush=True)
             x = tensors(d, N)
             for kernel in a.kernels:
                 found = times[kernel, d, causal] = sorted(
