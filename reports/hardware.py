@@ -6,16 +6,25 @@ Both are small enough to be kept in a repository, with the device, the driver an
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import linear_regression, median
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from .markdown import table
 from .model import Model
+from .record import read_json
 
 #: bins of a distance in units in the last place: up to so many
 ULP_BINS = (0, 1, 2, 8, 64, math.inf)
+OUT_OF_MEMORY = "out of memory"
+_EAGER_AT = 4096  # the length at which times are compared with standard attention's: it runs out of memory soon after
+
+Pass = Literal["forward", "backward", "both"]
+_Size = Annotated[int, Field(gt=0, lt=2**31)]
+_Time = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Speed(Model):
@@ -24,14 +33,14 @@ class Speed(Model):
     implementation: str
     dtype: str
     causal: bool
-    B: int
-    H: int
-    N: int
-    D: int
-    status: str  # ok, "out of memory", or why it did not run
-    forward: float | None = None
-    backward: float | None = None
-    memory: int | None = None
+    B: _Size
+    H: _Size
+    N: _Size
+    D: _Size
+    status: str  # ok, OUT_OF_MEMORY, or why it did not run
+    forward: _Time | None = None
+    backward: _Time | None = None
+    memory: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     errors: dict[str, float] = Field(default_factory=dict)  # RMS error / (unit roundoff * RMS of the truth), by tensor
 
     @property
@@ -39,12 +48,19 @@ class Speed(Model):
         """What the times of different implementations may be compared on."""
         return self.dtype, self.causal, self.D, self.N
 
-    def rate(self, which: Literal["forward", "backward"]) -> float | None:
+    def time(self, which: Pass) -> float | None:
+        """Milliseconds; of both passes only where both ran."""
+        if which == "both":
+            return None if self.forward is None or self.backward is None else self.forward + self.backward
+        return self.forward if which == "forward" else self.backward
+
+    def rate(self, which: Pass) -> float | None:
         """Useful TFLOP/s: 2 matrix products forward, 5 backward; under a causal mask half of each."""
-        time = getattr(self, which)
+        time = self.time(which)
         if time is None:
             return None
-        operations = (4 if which == "forward" else 10) * self.B * self.H * self.N * self.N * self.D
+        products = {"forward": 2, "backward": 5, "both": 7}[which]
+        operations = 2 * products * self.B * self.H * self.N * self.N * self.D
         return float(operations * (0.5 if self.causal else 1.0) / time * 1e-9)
 
 
@@ -69,7 +85,8 @@ class Distance(Model):
     dtype: str
     cases: int
     elements: int
-    shares: tuple[float, ...]  # of elements by distance in ulp, in the bins of ULP_BINS
+    #: of elements by distance in ulp, in the bins of ULP_BINS
+    shares: Annotated[tuple[float, ...], Field(min_length=len(ULP_BINS), max_length=len(ULP_BINS))]
     beside_error: float | None  # RMS of the difference / RMS error of the GPU's result: median over cases
 
 
@@ -78,11 +95,11 @@ class Bias(Model):
 
     implementation: str
     dtype: str
-    N: int
+    N: _Size
     elements: int
     mean: float
     spread: float  # standard deviation of the mean over heads
-    rounding: float  # unit roundoff of the dtype
+    rounding: Annotated[float, Field(gt=0)]  # unit roundoff of the dtype
 
 
 class Exact(Model):
@@ -109,9 +126,41 @@ class Silicon(Model):
     exact: tuple[Exact, ...]
 
 
-def _where(record: Bench | Silicon) -> str:
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What a folder holds of both, at least one."""
+
+    bench: Bench | None
+    silicon: Silicon | None
+
+
+def load(folder: Path) -> Records | None:
+    """The records in a folder: `bench.json`, `silicon.json`; None if it has neither.
+
+    Raises:
+        RecordError: one of them is damaged or is no such record; one line says which and why.
+    """
+    bench, silicon = folder / "bench.json", folder / "silicon.json"
+    found = Records(
+        read_json(bench, Bench, schema="schema_") if bench.is_file() else None,
+        read_json(silicon, Silicon, schema="schema_") if silicon.is_file() else None,
+    )
+    return found if found.bench or found.silicon else None
+
+
+def circumstances(record: Bench | Silicon) -> str:
+    """What a record holds for: the device, its driver, the versions."""
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-    return f"{record.device}, driver {record.driver}, {versions}. `{record.command}`"
+    return f"{record.device}, driver {record.driver}, {versions}"
+
+
+def _where(record: Bench | Silicon) -> str:
+    return f"{circumstances(record)}. `{record.command}`"
+
+
+def mask_of(causal: bool) -> str:
+    """The mask of a problem, in a word."""
+    return "causal" if causal else "none"
 
 
 def _number(x: float | None, digits: str = ".3g") -> str:
@@ -131,14 +180,19 @@ def bench_markdown(record: Bench) -> str:
                  _number(s.rate("backward"), ".0f"))  # fmt: skip
         size = "" if s.memory is None else f"{s.memory / 2**20:.0f}"
         cells = times if s.status == "ok" else (s.status, "", "", "")
-        rows.append(
-            (s.implementation, s.dtype, "causal" if s.causal else "none", str(s.D), str(s.N), *cells, size, errors)
-        )
+        rows.append((s.implementation, s.dtype, mask_of(s.causal), str(s.D), str(s.N), *cells, size, errors))
     parts = [_where(record), table(heads, rows)]
     if ratios := speedups(record):
         beside = ("beside", "dtype", "mask", "D", "forward", "backward", "lengths")
         parts += ["Time of another implementation over the bundled kernel's, lengths from 2048 on: median (least).",
                   table(beside, _ratio_rows(ratios))]  # fmt: skip
+    if over := over_eager(record):
+        compared = ("implementation", "dtype", "mask", "D", "forward", "backward")
+        parts += [f"Time of standard attention in torch's operators (eager) over another's, N = {_EAGER_AT}:",
+                  table(compared, _eager_rows(over))]  # fmt: skip
+    if limits := memory_limits(record):
+        parts += ["Out of memory, from this length on:",
+                  table(("implementation", "dtype", "mask", "D", "N"), _limit_rows(limits))]  # fmt: skip
     if fits := memory_growth(record):
         parts += ["Memory beyond inputs, as a power of N (least squares of the logarithms; 1 is linear):",
                   table(("implementation", "exponent", "lengths"),
@@ -152,7 +206,7 @@ def _ratio_rows(ratios: dict[tuple[str, str, bool, int, str], list[float]]) -> l
     for name, dtype, causal, d in dict.fromkeys(key[:4] for key in ratios):
         found = [ratios.get((name, dtype, causal, d, which), []) for which in ("forward", "backward")]
         cells = [f"{median(values):.2f} ({min(values):.2f})" if values else "" for values in found]
-        rows.append((name, dtype, "causal" if causal else "none", str(d), *cells, str(max(map(len, found)))))
+        rows.append((name, dtype, mask_of(causal), str(d), *cells, str(max(map(len, found)))))
     return sorted(rows, key=lambda row: row[0])
 
 
@@ -169,6 +223,51 @@ def speedups(record: Bench) -> dict[tuple[str, str, bool, int, str], list[float]
             if theirs and own:
                 found.setdefault((s.implementation, s.dtype, s.causal, s.D, which), []).append(theirs / own)
     return found
+
+
+def over_eager(record: Bench) -> dict[tuple[str, str, bool, int], tuple[float | None, float | None]]:
+    """`eager`'s times over those of the others at N = 4096, forward and backward, by implementation, dtype, mask, D."""
+    at = [s for s in record.results if s.N == _EAGER_AT]
+    eager = {s.problem: s for s in at if s.implementation == "eager"}
+    found = {}
+    for s in at:
+        if s.implementation != "eager" and s.problem in eager:
+            own, theirs = (s.forward, s.backward), (eager[s.problem].forward, eager[s.problem].backward)
+            ratios = [e / t if e and t else None for e, t in zip(theirs, own, strict=True)]
+            if any(ratios):
+                found[s.implementation, s.dtype, s.causal, s.D] = (ratios[0], ratios[1])
+    return found
+
+
+def _eager_rows(times: dict[tuple[str, str, bool, int], tuple[float | None, float | None]]) -> list[tuple[str, ...]]:
+    """A row per implementation, dtype, mask and D, those of an implementation together."""
+    rows = [
+        (name, dtype, mask_of(causal), str(d), *(_number(ratio, ".2f") for ratio in ratios))
+        for (name, dtype, causal, d), ratios in times.items()
+    ]
+    return sorted(rows, key=lambda row: row[0])
+
+
+def memory_limits(record: Bench) -> dict[tuple[str, str, bool, int], int]:
+    """The smallest N that ran out of memory, by implementation, dtype, mask and D."""
+    found: dict[tuple[str, str, bool, int], int] = {}
+    for s in record.results:
+        if s.status == OUT_OF_MEMORY:
+            key = (s.implementation, s.dtype, s.causal, s.D)
+            found[key] = min(s.N, found.get(key, s.N))
+    return found
+
+
+def _limit_rows(limits: dict[tuple[str, str, bool, int], int]) -> list[tuple[str, ...]]:
+    """A row per implementation, D and length, with the dtypes and masks that have it."""
+    groups: dict[tuple[str, int, int], list[tuple[str, bool]]] = {}
+    for (name, dtype, causal, d), n in limits.items():
+        groups.setdefault((name, d, n), []).append((dtype, causal))
+    return [
+        (name, ", ".join(dict.fromkeys(dtype for dtype, _ in members)),
+         ", ".join(dict.fromkeys(mask_of(causal) for _, causal in members)), str(d), str(n))
+        for (name, d, n), members in sorted(groups.items())
+    ]  # fmt: skip
 
 
 def memory_growth(record: Bench) -> dict[str, tuple[float, int]]:

@@ -1,8 +1,9 @@
 """A record as one HTML file that needs nothing else: no network, no server, and for its tables no script.
 
 `page.html` is the page, `style.css` its looks, `page.js` draws the figures in the browser with Observable
-Plot (`plot.umd.min.js`, `d3.min.js`, both ISC, inlined).  Text from a record is escaped by Jinja; the data of
-the figures travel as JSON whose `<` are escaped, so that nothing in a record can end the script element.
+Plot (`plot.umd.min.js`, `d3.min.js`, both ISC, inlined); `hardware.html`, `.css` and `.js` are the part on GPU
+records.  Text from a record is escaped by Jinja; the data of the figures travel as JSON whose `<` are escaped, so
+that nothing in a record can end the script element.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from functools import cache
 import jinja2
 from markupsafe import Markup
 
-from . import algebra, drawn, figures, overview, paired, positions, words
+from . import algebra, drawn, figures, hardware_page, overview, paired, positions, words
+from .hardware import OUT_OF_MEMORY, Records, circumstances, mask_of
 from .points import Choice, choose
 from .record import Cell, Check, Finding, Run, Share
 from .rows import EIGHTHS
@@ -46,15 +48,15 @@ _BUDGETS = (
 )
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The report on one run, or on several side by side, at most about MAX_BYTES long."""
-    if not runs:
-        raise ValueError("no run to report on: give at least one")
-    return fitting((sized(_page(runs, budget)) for budget in _BUDGETS), MAX_BYTES)
+def render(runs: Sequence[Run], records: Sequence[Records] = ()) -> str:
+    """The report on runs, side by side, and on records of GPU runs, at most about MAX_BYTES long."""
+    if not runs and not records:
+        raise ValueError("no run or record to report on: give at least one")
+    return fitting((sized(_page(runs, records, budget)) for budget in _BUDGETS), MAX_BYTES)
 
 
-def _page(runs: Sequence[Run], budget: _Budget) -> str:
-    share = max(1, budget.rows // len(runs))
+def _page(runs: Sequence[Run], records: Sequence[Records], budget: _Budget) -> str:
+    share = max(1, budget.rows // max(1, len(runs)))
     groups = figures.group(runs)
     distributions = {
         "ecdf": [d for d in figures.distributions(groups, figures.error_in_scale) if d.n],
@@ -69,7 +71,10 @@ def _page(runs: Sequence[Run], budget: _Budget) -> str:
     profiles = positions.profiles(groups)
     pairs = paired.paired(runs)
     digits, bars = algebra.digits(runs, budget.rows), algebra.bars(runs, budget.rows)
+    colours = {r.manifest.implementation: s.key for r, s in reversed(list(zip(runs, groups.series, strict=False)))}
+    hardware = hardware_page.view(records, colours, max(1, budget.rows // max(1, len(records))), budget.points)
     data = {
+        "hardware": hardware.data(),
         "series": [[s.label, s.kind, s.key] for s in groups.series],
         "panels": groups.panels,
         **{name: drawn.compact(found, groups.panels, curves=name == "ecdf") for name, found in distributions.items()},
@@ -86,7 +91,8 @@ def _page(runs: Sequence[Run], budget: _Budget) -> str:
     }
     names = words.labels(runs)
     return _template().render(
-        title=" and ".join(names),
+        title=" and ".join(names or [words.clip(device, 80) for device in hardware.devices]),
+        hardware=hardware if records else None,
         views=[_view(run, name, budget, share) for run, name in zip(runs, names, strict=True)],
         series=groups.series,
         distributions=distributions,
@@ -222,6 +228,8 @@ def _template() -> jinja2.Template:
             "briefly": words.briefly,
             "parted": lambda text: words.parted(text, _SHOWN),
             "tone": tone,
+            "mask": mask_of,
+            "circumstances": circumstances,
             "breakable": breakable,
             "plain": lambda value: ", ".join(map(str, value)) if isinstance(value, list) else str(value),
             "recipe": lambda case: json.dumps(case, ensure_ascii=False),
@@ -231,9 +239,11 @@ def _template() -> jinja2.Template:
         eighths=range(EIGHTHS),
         tile=positions.TILE,
         size=SIZE,
-        style=style(),
+        distances=hardware_page.BINS,
+        out_of_memory=OUT_OF_MEMORY,
+        style=style("hardware.css"),
         libraries=[_library("d3.min.js", "LICENSE-d3"), _library("plot.umd.min.js", "LICENSE-plot")],
-        script=text_of("page.js"),
+        script=text_of("hardware.js") + text_of("page.js"),
     )
 
 

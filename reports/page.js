@@ -4,12 +4,13 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const shorten = (text, n) => (text.length > n ? text.slice(0, n - 1) + "…" : text);
   // Colour never stands alone: every series has a dash pattern and a symbol as well (the legend's are in style.css).
-  const dashes = { k0: null, k1: "10 3", k2: "10 3 2 3", k3: "2 3 2 8", k4: "14 3 3 3", std: "6 3", rnd: "1.5 3" };
-  const symbols = { k0: "circle", k1: "diamond2", k2: "square", k3: "star", k4: "wye", std: "times", rnd: "plus" };
-  const series = data.series.map(([label, kind, key]) => ({
+  const dashes = { k0: null, k1: "10 3", k2: "10 3 2 3", k3: "2 3 2 8", k4: "14 3 3 3", k5: "5 3", k6: "1 3 6 3", std: "6 3", rnd: "1.5 3" };
+  const symbols = { k0: "circle", k1: "diamond2", k2: "square", k3: "star", k4: "wye", k5: "triangle", k6: "cross", std: "times", rnd: "plus" };
+  const styled = ([label, kind, key]) => ({
     label, kind, colour: `var(--${key})`, dash: dashes[key], symbol: symbols[key],
     short: kind === "rounded" ? "rounded" : shorten(label.split(/[:/]/).pop() || label, 10),
-  }));
+  });
+  const series = data.series.map(styled);
   const panelNames = data.panels.map((panel) => panel.map((name) => shorten(name, 8)).join(" "));
   document.documentElement.classList.add("scripted");
 
@@ -414,6 +415,9 @@
     }));
   };
 
+  // Those of hardware.js
+  Object.assign(drawings, hardwareDrawings(data.hardware, { styled, plot, small, tip, logAxis, logDomain, format, percent, finite, clamp, shorten, distinct, power }));
+
   // A figure that cannot be drawn says so in its place; the others, and all tables, remain.
   const draw = (element) => {
     element.replaceChildren();
@@ -442,6 +446,9 @@
       document.getElementById("scatter-name").textContent = name[0].toUpperCase() + name.slice(1);
       draw(document.getElementById("scatter-drawing"));
     });
+  }
+  for (const control of document.querySelectorAll("select[data-redraws]")) {
+    control.addEventListener("change", () => draw(document.getElementById(control.dataset.redraws)));
   }
 
   // In the footer, what this page took to load and its figures to draw; where a browser cannot tell, nothing.

@@ -55,6 +55,7 @@ __all__ = [
     "Verdict",
     "Waived",
     "load",
+    "read_json",
     "read_shards",
     "write",
     "write_json_atomic",
@@ -296,12 +297,14 @@ def load(folder: Path) -> Run:
         raise RecordError(
             f"{folder} is not a run (no manifest.json): give what `flashproof verify --out` wrote",
         )
-    manifest = _read(folder / "manifest.json", Manifest, versioned=True)
+    manifest = read_json(folder / "manifest.json", Manifest, schema="schema")
     rows = _rows(folder)
     judged = (folder / "verdict.json").is_file()
-    verdict = _read(folder / "verdict.json", Verdict, versioned=True) if judged else _unjudged(folder, manifest, rows)
+    verdict = (
+        read_json(folder / "verdict.json", Verdict, schema="schema") if judged else _unjudged(folder, manifest, rows)
+    )
     findings = tuple(
-        _read(path, Finding).model_copy(update={"script": _script(path)})
+        read_json(path, Finding).model_copy(update={"script": _script(path)})
         for path in sorted((folder / "findings").glob("*.json"))
     )
     return Run(folder, manifest, verdict, findings or verdict.findings, rows, judged)
@@ -336,10 +339,15 @@ def _unjudged(folder: Path, manifest: Manifest, rows: tuple[Row, ...]) -> Verdic
     )
 
 
-M = TypeVar("M", bound=_Model)
+M = TypeVar("M", bound=BaseModel)
 
 
-def _read(path: Path, model: type[M], *, versioned: bool = False) -> M:
+def read_json(path: Path, model: type[M], *, schema: str | None = None) -> M:
+    """A file as a model; `schema` is the key of its schema number, if it has one.
+
+    Raises:
+        RecordError: it cannot be read, is no JSON, or not this model; one line says which and why.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -348,16 +356,16 @@ def _read(path: Path, model: type[M], *, versioned: bool = False) -> M:
         raise RecordError(
             f"{path} is damaged or cut short ({error}): restore it, or measure again",
         ) from error
-    if versioned:
-        _refuse_newer(path, value)
+    if schema is not None:
+        _refuse_newer(path, value, schema)
     try:
         return model.model_validate_json(json.dumps(value))
     except ValidationError as error:
         raise RecordError(f"{path}: {_explain(error)}") from error
 
 
-def _refuse_newer(path: Path, value: object) -> None:
-    schema = value.get("schema") if isinstance(value, dict) else None
+def _refuse_newer(path: Path, value: object, key: str) -> None:
+    schema = value.get(key) if isinstance(value, dict) else None
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
         raise RecordError(f"{path} has no schema number: it was not written by flashproof")
     if schema > SCHEMA:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pydantic import JsonValue
 
@@ -96,12 +96,16 @@ def encodable(text: str) -> str:
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """A short name for each run, no two the same."""
-    names: list[str] = []
-    for run in runs:
-        name = clip(run.manifest.implementation, 80)
-        same = sum(other == name or other.startswith(f"{name} #") for other in names)
-        names.append(f"{name} #{same + 1}" if same else name)
-    return names
+    return distinct(clip(run.manifest.implementation, 80) for run in runs)
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The names, a repeated one numbered: no two the same."""
+    found: list[str] = []
+    for name in names:
+        same = sum(other == name or other.startswith(f"{name} #") for other in found)
+        found.append(f"{name} #{same + 1}" if same else name)
+    return found
 
 
 def replay(row: Row, implementation: str) -> str:

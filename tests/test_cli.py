@@ -87,6 +87,20 @@ def refuses(query):
     raise NotImplementedError("no attention today")
 
 
+@functools.wraps(attention)
+def refuses_groups(query, key, *args, enable_gqa=False, **kwargs):
+    if enable_gqa or query.shape[1] != key.shape[1]:
+        raise NotImplementedError("as many key heads as query heads, please")
+    return attention(query, key, *args, **kwargs)
+
+
+@functools.wraps(attention)
+def refuses_short_masks(query, key, value, attn_mask=None, **kwargs):
+    if attn_mask is not None and query.shape[2] < 60:
+        raise NotImplementedError("masks need 60 queries")
+    return attention(query, key, value, attn_mask, **kwargs)
+
+
 @then
 def wrong_in_many_ways(query, out):  # one way for each head dimension
     ways = {8: lambda: out[..., :-1], 32: out.double, 128: lambda: "out", 3: lambda: out.to("meta"), 64: out.detach}
@@ -115,6 +129,12 @@ def dies(query):
 @first
 def dies_in_bf16(query):
     if query.dtype == torch.bfloat16:
+        os._exit(3)
+
+
+@first
+def dies_in_columns(query):
+    if query.stride(3) != 1:
         os._exit(3)
 
 
@@ -356,6 +376,35 @@ def test_dies(place: Path) -> None:
     said = {(r.status, r.message) for r in by_case(run) if (r.M or 0) > 60}
     assert said == {("crashed", "the process died: exit code 3"), ("crashed", "the process died: killed by SIGSEGV")}
     assert [f.check for f in run.findings] == ["returns"]
+
+
+def test_a_layout_that_is_fatal_is_so_once(place: Path) -> None:
+    """Of a survey's cases an eighth have it; they are run in another."""
+    done = flashproof("survey", "kernels.py:dies_in_columns", *SMALL, "--cases", "40", "--out", "run")
+    assert_tidy(done, FAIL)
+    run = load(place / "run")
+    assert [r.layout for r in run.rows if r.status == "crashed"] == ["columns"]
+    assert {"contiguous", "bshd", "packed", "gaps", "expanded"} == {r.layout for r in run.rows if r.status == "ok"}
+    assert [(f.check, f.case["layout"]) for f in run.findings] == [("returns", "columns")]
+    assert "more cases in the memory layout 'columns', after one that hung or died" in run.verdict.not_covered
+
+
+def test_what_is_always_refused_is_not_asked_again(place: Path) -> None:
+    """An option that the signature has; half of a survey's cases, and all plain ones, would use it."""
+    done = flashproof("survey", "kernels.py:refuses_groups", *SMALL, "--cases", "20", "--out", "run")
+    assert_tidy(done, PASS)
+    run = load(place / "run")
+    assert {(r.status, r.H == r.HK) for r in run.rows} == {("ok", True)}
+    assert "grouped-query heads" in run.verdict.not_covered
+
+
+def test_what_is_refused_in_some_shapes_is_asked_in_others(place: Path) -> None:
+    done = flashproof("survey", "kernels.py:refuses_short_masks", *SMALL, "--cases", "60", "--out", "run")
+    assert_tidy(done, PASS)
+    run = load(place / "run")
+    assert {r.status for r in run.rows} == {"ok", "unsupported"}
+    assert any(r.status == "ok" and "bias" in str(r.mask) for r in run.rows)
+    assert "an additive bias" not in run.verdict.not_covered
 
 
 def test_dies_in_the_hunt(place: Path) -> None:

@@ -14,9 +14,9 @@ from flashproof.verify.evaluate import evaluate
 from flashproof.verify.judge import judge
 from flashproof.verify.loading import load
 from flashproof.verify.plain import plain_case
-from flashproof.verify.pool import prepare
 from flashproof.verify.profiles import PROFILES
 from flashproof.verify.regimes import REGIMES
+from flashproof.verify.worker import prepare
 
 QUICK = PROFILES["quick"]
 

@@ -16,11 +16,11 @@ from flashproof.verify.derive import Derived, derived, toml
 from flashproof.verify.evaluate import evaluate
 from flashproof.verify.judge import judge
 from flashproof.verify.loading import load
-from flashproof.verify.pool import prepare
 from flashproof.verify.problems import UsageError
 from flashproof.verify.profiles import PROFILES
 from flashproof.verify.regimes import REGIMES
 from flashproof.verify.survey import survey
+from flashproof.verify.worker import prepare
 
 PROFILE = replace(PROFILES["quick"], survey=160)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from flashproof.verify.case import Case, MaskRecipe
 from flashproof.verify.evaluate import evaluate
 from flashproof.verify.loading import load
-from flashproof.verify.pool import Pool, prepare
+from flashproof.verify.pool import Pool
 from flashproof.verify.silicon import exact_of
+from flashproof.verify.worker import prepare
 
 pytestmark = [
     pytest.mark.gpu,
@@ -54,19 +56,15 @@ def test_no_cases_at_all_fail():
 
 @pytest.mark.parametrize("name", ["scale-off-by-a-thousandth", "tail-keys-counted", "group-first-member-only"])
 def test_a_fault_is_found_on_the_device(name, tmp_path):
-    done = cli(
-        "verify",
-        f"mutant:{name}",
-        "--device",
-        "cuda",
-        "--cases",
-        "60",
-        "--examples",
-        "0",
-        "--out",
-        str(tmp_path / "run"),
-    )
+    """With its smallest case, which replay and the script show there."""
+    run = tmp_path / "run"
+    done = cli("verify", f"mutant:{name}", "--device", "cuda", "--cases", "60", "--examples", "0", "--out", str(run))
     assert done.returncode == 1, done.stderr[-2000:]
+    finding = json.loads((run / "findings" / "001.json").read_text())
+    again = cli("replay", json.dumps(finding["case"]), f"mutant:{name}", "--device", "cuda")
+    assert again.returncode == 1, again.stderr[-2000:]
+    script = subprocess.run([sys.executable, run / "findings" / "001.py"], capture_output=True, text=True, timeout=120)
+    assert script.returncode == 1, script.stderr[-2000:]
 
 
 _WILD = """
@@ -97,7 +95,7 @@ def test_a_context_that_a_kernel_broke_costs_one_case(tmp_path):
         results = list(pool.evaluate(cases, "survey", stores=False))
     finally:
         pool.stop()
-    assert [r.status for r in results] == ["ok", "ok", "raised", "ok", "ok", "ok"]
+    assert [r.status for r in results] == ["ok", "ok", "crashed", "ok", "ok", "ok"]
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +16,21 @@ from flashproof.reports.hardware import (
     Speed,
     bench_markdown,
     memory_growth,
+    memory_limits,
+    over_eager,
     silicon_markdown,
     speedups,
 )
+from flashproof.reports.hardware import load as load_records
+from flashproof.reports.record import RecordError
+from flashproof.verify.bench import error_of, problems
 from flashproof.verify.case import Case
+from flashproof.verify.cli_hardware import _without_out
 from flashproof.verify.errors import ulps_between
 from flashproof.verify.implementation import recognise
 from flashproof.verify.loading import load
-from flashproof.verify.pool import prepare
 from flashproof.verify.silicon import bias_of, distances_of, exact_of, summed
+from flashproof.verify.worker import prepare
 
 COMMAND = [sys.executable, "-m", "flashproof"]
 RECORDS = Path(__file__).parents[1] / "examples" / "h200"
@@ -52,7 +59,10 @@ def test_rates_count_useful_operations():
     assert one.rate("forward") == pytest.approx(operations / 1e-3 * 1e-12)
     assert one.rate("backward") == pytest.approx(2.5 * operations / 1e-3 * 1e-12)
     assert one.model_copy(update={"causal": True}).rate("forward") == pytest.approx(0.5 * operations / 1e-3 * 1e-12)
-    assert one.model_copy(update={"forward": None}).rate("forward") is None
+    assert one.rate("both") == pytest.approx(3.5 * operations / 2e-3 * 1e-12)
+    none = one.model_copy(update={"forward": None})
+    assert none.rate("forward") is None
+    assert none.rate("both") is None
 
 
 def test_speedups_compare_what_ran_on_the_same_problem():
@@ -66,6 +76,33 @@ def test_speedups_compare_what_ran_on_the_same_problem():
     text = bench_markdown(record)
     assert "out of memory" in text
     assert "| other | bf16 | none | 128 | 1.00 (0.50) |  | 2 |" in text
+
+
+def test_times_are_compared_with_standard_attention_at_one_length():
+    """Its time over the other's, so that more is better; where either did not run, there is no ratio."""
+    record = bench(
+        speed("eager", 4096, 8.0, 1, backward=9.0), speed("a", 4096, 2.0, 1, backward=3.0), speed("b", 4096, 16.0, 1),
+        speed("eager", 2048, 1.0, 1), speed("a", 2048, 1.0, 1),
+        speed("a", 4096, 1.0, 1, dtype="fp16"), speed("eager", 4096, 1.0, 1, causal=True),
+        speed("c", 4096, 1.0, 1).model_copy(update={"status": "refused", "forward": None}),
+    )  # fmt: skip
+    assert over_eager(record) == {("a", "bf16", False, 128): (4.0, 3.0), ("b", "bf16", False, 128): (0.5, None)}
+    text = bench_markdown(record)
+    assert "(eager) over another's, N = 4096:" in text
+    assert "| a | bf16 | none | 128 | 4.00 | 3.00 |\n| b | bf16 | none | 128 | 0.50 |  |" in text
+    assert "(eager) over" not in bench_markdown(bench(*record.results[1:]))
+
+
+def test_the_length_that_runs_out_of_memory_is_the_smallest():
+    gone = {"status": "out of memory", "forward": None, "memory": None}
+    record = bench(*(
+        speed("x", n, 1.0, 1, dtype=dtype, causal=causal).model_copy(update=gone)
+        for dtype in ("bf16", "fp16") for causal in (False, True) for n in (8192, 4096, 16384)
+    ), speed("x", 2048, 1.0, 1), speed("y", 1024, 1.0, 1).model_copy(update=gone | {"status": "refused"}))  # fmt: skip
+    assert memory_limits(record) == {("x", d, c, 128): 4096 for d in ("bf16", "fp16") for c in (False, True)}
+    assert "from this length on:" in bench_markdown(record)
+    assert "| x | bf16, fp16 | none, causal | 128 | 4096 |" in bench_markdown(record)
+    assert "from this length on:" not in bench_markdown(bench(speed("x", 2048, 1.0, 1)))
 
 
 @pytest.mark.parametrize("power", [1, 2])
@@ -123,6 +160,33 @@ def test_both_signatures_are_understood():
     )
 
 
+def test_bench_calls_both_signatures_as_their_users_do():
+    """The same numbers; tensors contiguous in the function's own layout, and no LSE that nobody asked for."""
+    flash, seen = prepare("flash", "cpu").function, []
+
+    def attention(q, k, v, softmax_scale=None, causal=False, return_attn_probs=False):
+        seen.append((q.is_contiguous(), return_attn_probs))
+        return flash(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=causal, scale=softmax_scale).transpose(1, 2)
+
+    (case,) = [c for c in problems(["bf16"], [16], [16]) if c.mask.causal]
+    few = case.with_(B=1, H=2, HK=2)
+    theirs, own = (error_of(i, few, "cpu") for i in (recognise("theirs", attention), load("flash")))
+    assert theirs == pytest.approx(own)
+    assert set(own) == {"out", "dq", "dk", "dv"}
+    assert all(0.0 < error < 4.0 for error in own.values())
+    assert seen == [(True, False)]
+
+
+def test_eager_is_standard_attention():
+    """In the operators of torch, on a CPU the same bits forward."""
+    q, k, v = (torch.randn(2, 4, 33, 16, generator=torch.Generator().manual_seed(n)).bfloat16() for n in range(3))
+    for causal in (False, True):
+        theirs, ours = (load(name).function(q, k, v, is_causal=causal) for name in ("eager", "standard"))
+        assert torch.equal(theirs, ours)
+    assert torch.equal(load("eager").function(q, k[:, :2], v[:, :2], enable_gqa=True),
+                       load("standard").function(q, k[:, :2], v[:, :2], enable_gqa=True))  # fmt: skip
+
+
 def test_truncation_shows_as_a_bias():
     """Of the values in the first half of the bits' unit; a kernel that is merely rounded has none."""
     assert abs((sound := bias_of(prepare("flash", "cpu"), "cpu", "bf16", 256)).mean) < 5 * sound.spread + 1e-4
@@ -141,12 +205,46 @@ def test_without_a_gpu_nothing_stands_in_for_it(command, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_record_does_not_say_where_it_was_written():
+    assert _without_out(["bench", "flash", "--out", "/x", "--dim", "64"]) == ["bench", "flash", "--dim", "64"]
+    assert _without_out(["silicon", "--out=/x", "--cases", "5"]) == ["silicon", "--cases", "5"]
+
+
 def test_the_records_that_are_kept_can_be_read():
     speeds = Bench.model_validate_json((RECORDS / "bench.json").read_text())
     assert "NVIDIA" in bench_markdown(speeds)
     apart = Silicon.model_validate_json((RECORDS / "silicon.json").read_text())
     assert apart.cases == 500
     assert silicon_markdown(apart).count("| tensor_core |") == 18
+
+
+def test_a_folder_is_read_for_what_it_holds(tmp_path):
+    kept = load_records(RECORDS)
+    assert kept.bench == Bench.model_validate_json((RECORDS / "bench.json").read_text())
+    assert kept.silicon == Silicon.model_validate_json((RECORDS / "silicon.json").read_text())
+    assert load_records(tmp_path) is None
+    assert load_records(tmp_path / "missing") is None
+    text = (RECORDS / "silicon.json").read_text()
+    (tmp_path / "silicon.json").write_text(text)
+    assert load_records(tmp_path).bench is None
+    assert load_records(tmp_path).silicon == kept.silicon
+    (tmp_path / "bench.json").write_text(text)
+    with pytest.raises(RecordError, match=r"bench\.json: .*\(and \d+ more\)$"):
+        load_records(tmp_path)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("B", 0), ("N", -1), ("N", 2**31), ("forward", 0.0), ("forward", -1.0), ("forward", "NaN"),
+    ("backward", "Infinity"), ("memory", -1), ("memory", 0.5), ("causal", "perhaps"), ("unknown", 1),
+])  # fmt: skip
+def test_what_no_measurement_gives_is_no_record(tmp_path, key, value):
+    record = json.loads(bench(speed("flash", 512, 1.0, 1, backward=1.0)).model_dump_json())
+    (tmp_path / "bench.json").write_text(json.dumps(record))
+    assert load_records(tmp_path) is not None
+    record["results"][0][key] = value
+    (tmp_path / "bench.json").write_text(json.dumps(record))
+    with pytest.raises(RecordError, match=key):
+        load_records(tmp_path)
 
 
 def test_the_readme_says_what_the_records_say():
@@ -157,8 +255,24 @@ def test_the_readme_says_what_the_records_say():
     printed = (bench_markdown(speeds) + silicon_markdown(apart)).splitlines()
     section = readme[readme.index("## On a GPU") : readme.index("## Is the yardstick straight?")]
     rows = [line for line in section.splitlines() if line.startswith("| ")]
-    assert len(rows) == 14
+    assert len(rows) == 18
     assert set(rows) <= set(printed)
+    forward, backward = zip(*(r for key, r in over_eager(speeds).items() if key[0] == "flash"), strict=True)
+    for found, said in ((forward, "4.0 to 23.0"), (backward, "1.5 to 9.1")):
+        assert f"{min(found):.1f} to {max(found):.1f}" == said
+        assert said in section
+    assert {n for key, n in memory_limits(speeds).items() if key[0] == "eager"} == {32768}
+    assert "N = 32768 it runs out of memory" in section.replace("\n", " ")
+    growth = {name: f"{power:.2f}" for name, (power, _) in memory_growth(speeds).items()}
+    assert (growth["flash"], growth["eager"]) == ("1.00", "2.01")
+    assert "to the power 1.00, standard attention's 2.01" in section
+    errors = {n: [s.errors["out"] for s in speeds.results if s.implementation == n and s.errors] for n in growth}
+    assert (f"{min(errors['flash']):.2f}", f"{max(errors['flash']):.2f}") == ("0.49", "0.58")
+    assert (f"{min(errors['eager']):.2f}", f"{max(errors['eager']):.2f}") == ("0.90", "1.48")
+    for fused in ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "flex"):
+        assert errors[fused] == pytest.approx(errors["flash"], abs=0.02)
+    assert "0.49 to 0.58" in section
+    assert "0.90 to 1.48" in section
     bias = {(b.implementation, b.N): b for b in apart.biases if b.dtype == "fp16"}
     for n, unrounded, own in ((4096, "2.6e-5", "2.3e-5"), (16384, "1.0e-4", "7.9e-5"), (65536, "4.1e-4", "1.9e-4")):
         assert unrounded in section

@@ -490,6 +490,23 @@ def test_inputs_unchanged_rejects_a_write_to_an_input():
     assert ("inputs-unchanged", None) in failed_checks(planted(scribble), CASE.with_(backward=False))
 
 
+@pytest.mark.parametrize(("relative", "found"), [(2.0**-10, set()), (0.5, {("repeat", "out")})])
+def test_operations_that_are_others_in_torchs_deterministic_mode(relative, found):
+    """As `index_add` and flash attention's own backward have on a GPU: other bits are allowed there, wrong ones not."""
+
+    def moded(o, lse, *_):
+        return o if torch.are_deterministic_algorithms_enabled() else o + (o * relative).to(o.dtype), lse
+
+    assert failed_checks(planted(moded), CASE.with_(backward=False)) == found
+
+
+def test_memory_that_is_read_in_the_default_mode_alone():
+    def read(o, lse, *_):
+        return o if torch.are_deterministic_algorithms_enabled() else o + torch.empty_like(o), lse
+
+    assert failed_checks(planted(read), CASE.with_(backward=False)) == {("repeat", "out")}
+
+
 def test_repeat_rejects_a_result_that_depends_on_the_run():
     calls = []
 

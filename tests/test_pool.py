@@ -48,16 +48,17 @@ def test_a_broken_cuda_context_costs_one_case(pool_of, workers):
     cases = [PLAIN.with_(seed=n, M=9 if n == 3 else 8) for n in range(8)]
     results = list(pool_of("query.shape[2] == 9", workers).evaluate(cases, "survey", stores=False))
     assert [r.case for r in results] == cases
-    assert [r.status for r in results] == ["ok"] * 3 + ["raised"] + ["ok"] * 4
-    assert "illegal memory access" in (results[3].rows[0].message or "")
+    assert [r.status for r in results] == ["ok"] * 3 + ["crashed"] + ["ok"] * 4
+    found = "it broke the CUDA context: CUDA error: an illegal memory access was encountered"
+    assert results[3].rows[0].message == found
 
 
 def test_a_call_goes_to_a_worker_that_lives(pool_of):
     """Functions of the package: a worker cannot import a test module."""
     pool = pool_of("query.shape[2] == 9", 1)
-    assert pool.one(PLAIN.with_(M=9), "survey", stores=False).status == "raised"
+    assert pool.one(PLAIN.with_(M=9), "survey", stores=False).status == "crashed"
     assert pool.call(has_gradients) is True
-    assert pool.one(PLAIN.with_(M=9), "survey", stores=False).status == "raised"
+    assert pool.one(PLAIN.with_(M=9), "survey", stores=False).status == "crashed"
     arguments = [PLAIN.with_(seed=n) for n in range(3)]
     answers = list(pool.calls(distances_of, arguments))
     assert [case for case, _ in answers] == arguments
@@ -83,3 +84,12 @@ def test_a_device_that_answers_nobody_ends_the_run(tmp_path):
             list(pool.evaluate([PLAIN], "survey", stores=False))
     finally:
         pool.stop()
+
+
+def test_a_context_broken_by_a_second_call(pool_of):
+    """The first call was judged, and what was found stands; the process is known to be lost."""
+    second = "len(globals().setdefault('calls', [])) == 1 or calls.append(1)"
+    result = pool_of(second, 1).one(PLAIN, "survey", stores=False)
+    assert result.lost
+    assert {row.status for row in result.rows} == {"ok", "crashed"}
+    assert {"repeat", "returns"} <= {check.name for check in result.failed}

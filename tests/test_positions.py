@@ -14,8 +14,8 @@ from flashproof.reports.html import render
 from flashproof.reports.record import Answer, Exactness, Manifest, Row, Run, Verdict
 from flashproof.verify.case import Case
 from flashproof.verify.evaluate import evaluate
-from flashproof.verify.pool import prepare
 from flashproof.verify.positions import along_rows
+from flashproof.verify.worker import prepare
 
 PLACES = ("kernel_eighths", "standard_eighths", "kernel_worst_row", "standard_worst_row")
 CASE = Case(B=1, H=2, HK=1, M=20, N=33, D=16, dtype="bf16", regime="normal", seed=3)

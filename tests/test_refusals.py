@@ -77,6 +77,12 @@ def test_an_error_of_a_kernel_is_a_failure():
         ("FlashAttention only supports head dimension at most 256", "refusal"),
         ("Attention is not implemented for 'Half'", "refusal"),
         ("No available kernel. Aborting execution.", "refusal"),
+        ("cutlassF: no kernel found to launch!", "refusal"),
+        (
+            "NYI: embedding dimension of q must be at least 16 but got 3: Buffer(size=[3], stride=[1])",
+            "refusal",
+        ),
+        ("CUDA error: no kernel image is available for execution on the device", "failure"),
         ("head_size should be a multiple of 8", "refusal"),
         ("seqlen_q must be positive", "refusal"),
         ("mat1 and mat2 must have the same dtype, but got Half and Float", "layout"),
@@ -125,6 +131,15 @@ def test_an_accident_that_speaks_of_layout_is_a_failure_if_contiguous_tensors_fa
     wrong = attention_that(lambda q: q.transpose(1, 2).view(-1))
     assert outcome(wrong) == ("raised", {"returns"})
     assert outcome(wrong, CASE.with_(layout="gaps")) == ("raised", {"returns"})
+
+
+def test_a_refusal_whose_dump_speaks_of_layout_is_one():
+    """As a compiler's does, in a hundred lines about buffers; it takes no contiguous tensors either."""
+
+    def compiles(q):
+        raise RuntimeError("NYI: embedding dimension must be at least 64: Buffer(q, is_contiguous, aligned)")
+
+    assert outcome(attention_that(compiles)) == ("unsupported", set())
 
 
 def test_shapes_may_be_refused_and_values_may_not():

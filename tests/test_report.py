@@ -801,7 +801,7 @@ def test_text_has_enough_contrast() -> None:
         assert contrast(value["soft"], value["bad-wash"]) >= 4.5
         for kind in range(len(algebra.KINDS)):  # the text in a bar has the colour of the paper
             assert contrast(value[f"s{kind}"], value["paper"]) >= 4.5, (kind, scheme)
-        for name in ("k1", "k2", "k3", "k4", "std", "rnd"):
+        for name in ("k1", "k2", "k3", "k4", "k5", "k6", "std", "rnd"):
             assert contrast(value[name], value["paper"]) >= 3, (name, scheme)
 
 

@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..reference import attention as truth_of
 from ..reference.masks import Mask
-from ..reports.hardware import Speed
-from .case import UNIT_ROUNDOFF, DType
+from ..reports.hardware import OUT_OF_MEMORY, Speed
+from .case import UNIT_ROUNDOFF, Case, DType, MaskRecipe
 from .implementation import Implementation
-from .inputs import DTYPES
+from .inputs import DTYPES, Inputs
 from .outputs import describe
+from .truth import Truth
 
 TOKENS, WIDTH = 16384, 2048  # of one problem: B N, and H D, as in the FlashAttention papers
-ACCURATE_TO = 4096  # the longest sequence whose error is measured: the float64 truth is quadratic
+LIMIT = 300.0  # seconds, for an implementation that is compiled for each problem
+_ACCURATE_TO = 4096  # the longest sequence whose error is measured: the float64 truth is quadratic
+_HEADS = 4  # that it is measured on
 _WARMUP, _REPEATS = 25, 100  # milliseconds
 
 
-def problems(
-    dtypes: Sequence[DType], dims: Sequence[int], lengths: Sequence[int]
-) -> Iterator[tuple[DType, bool, int, int, int, int]]:
-    """(dtype, causal, B, H, N, D) of every problem."""
+def problems(dtypes: Sequence[DType], dims: Sequence[int], lengths: Sequence[int]) -> Iterator[Case]:
+    """Self-attention of every dtype, head dimension, mask and length."""
     for dtype in dtypes:
         for D in dims:
             for causal in (False, True):
                 for N in lengths:
-                    yield dtype, causal, max(1, TOKENS // N), max(1, WIDTH // D), N, D
+                    B, H = max(1, TOKENS // N), max(1, WIDTH // D)
+                    yield Case(B=B, H=H, HK=H, M=N, N=N, D=D, dtype=dtype, regime="normal", seed=N + D,
+                               mask=MaskRecipe(causal=causal))  # fmt: skip
 
 
-def measured(
-    implementation: Implementation, dtype: DType, causal: bool, B: int, H: int, N: int, D: int, device: torch.device
-) -> Speed:
+def measured(implementation: Implementation, device: str, case: Case) -> Speed:
     """Times are medians of repeated calls, measured on the device; the first ones, which compile, do not count."""
-    empty = Speed(implementation=implementation.name, dtype=dtype, causal=causal, B=B, H=H, N=N, D=D, status="ok")
+    empty = speed_of(implementation.name, case)
+    few = case.with_(B=1, H=min(case.H, _HEADS), HK=min(case.H, _HEADS))
     try:
-        times = _timed(implementation, _tensors(dtype, B, H, N, D, device), causal)
-        errors = _errors(implementation, dtype, causal, min(H, 4), N, D, device) if N <= ACCURATE_TO else {}
+        times = _timed(_Call.of(implementation, case, device))
+        errors = error_of(implementation, few, device) if case.N <= _ACCURATE_TO else {}
     except torch.OutOfMemoryError:
-        return empty.model_copy(update={"status": "out of memory"})
+        return empty.model_copy(update={"status": OUT_OF_MEMORY})
     except Exception as e:  # noqa: BLE001  (what an implementation does not take, it says in its own way)
         return empty.model_copy(update={"status": describe(e)[:120]})
     finally:
@@ -50,56 +52,82 @@ def measured(
     return empty.model_copy(update={**times, "errors": errors})
 
 
-def _tensors(dtype: DType, B: int, H: int, N: int, D: int, device: torch.device) -> list[Tensor]:
-    """Q, k, v and do, normal, the first three with gradients."""
-    generator = torch.Generator(device).manual_seed(N + D)
-    drawn = [torch.randn(B, H, N, D, device=device, generator=generator).to(DTYPES[dtype]) for _ in range(4)]
-    return [x.requires_grad_() for x in drawn[:3]] + drawn[3:]
+def speed_of(name: str, case: Case, status: str = "ok") -> Speed:
+    """Of a problem, before anything is measured, or if nothing can be."""
+    return Speed(implementation=name, dtype=case.dtype, causal=case.mask.causal, B=case.B, H=case.H, N=case.N,
+                 D=case.D, status=status)  # fmt: skip
 
 
-def _call(implementation: Implementation, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    out = implementation.function(q, k, v, is_causal=causal)
-    return out[0] if isinstance(out, tuple) else out  # type: ignore[no-any-return]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    """A function and its arguments, as its users give them: tensors contiguous in its own layout, no LSE."""
+
+    implementation: Implementation
+    case: Case
+    inputs: Inputs  # [B, H, N, D]; q, k and v have gradients
+
+    @classmethod
+    def of(cls, implementation: Implementation, case: Case, device: str) -> _Call:
+        generator = torch.Generator(device).manual_seed(case.seed)
+
+        def drawn() -> Tensor:
+            x = torch.randn(case.B, case.H, case.N, case.D, device=device, generator=generator).to(DTYPES[case.dtype])
+            return x.transpose(1, 2).contiguous().transpose(1, 2) if implementation.layout == "bshd" else x
+
+        q, k, v, do = (drawn() for _ in range(4))
+        inputs = Inputs(q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), do, Mask(causal=case.mask.causal))
+        return cls(implementation, case, inputs)
+
+    def forward(self) -> Tensor:
+        """The output [B, H, N, D]."""
+        leaves = (self.inputs.q, self.inputs.k, self.inputs.v)
+        result = self.implementation.forward(self.case, self.inputs, leaves, lse=False)
+        out: Tensor = result[0] if isinstance(result, (tuple, list)) else result
+        return out.transpose(1, 2) if self.implementation.layout == "bshd" else out
+
+    def backward(self, out: Tensor) -> None:
+        """Gradients into the inputs'; what the forward pass kept is kept."""
+        torch.autograd.backward(out, self.inputs.do, retain_graph=True)
+
+    def gradients(self) -> dict[str, Tensor | None]:
+        """Of what `backward` was called on."""
+        return {"dq": self.inputs.q.grad, "dk": self.inputs.k.grad, "dv": self.inputs.v.grad}
+
+    def forget(self) -> None:
+        """The gradients."""
+        self.inputs.q.grad = self.inputs.k.grad = self.inputs.v.grad = None
 
 
-def _timed(implementation: Implementation, tensors: list[Tensor], causal: bool) -> dict[str, float | int]:
+def _timed(call: _Call) -> dict[str, float | int]:
+    held = torch.cuda.memory_allocated()
+    call.backward(call.forward())
+    torch.cuda.synchronize()
+    call.forget()
+    torch.cuda.reset_peak_memory_stats()
+    out = call.forward()
+    call.backward(out)
+    torch.cuda.synchronize()
+    gradients = sum(x.numel() * x.element_size() for x in call.gradients().values() if x is not None)
+    memory = torch.cuda.max_memory_allocated() - held - gradients
+    return {"forward": _median(call, call.forward), "backward": _median(call, lambda: call.backward(out)),
+            "memory": memory}  # fmt: skip
+
+
+def _median(call: _Call, function: Callable[[], object]) -> float:
+    """Milliseconds."""
     from triton.testing import do_bench
 
-    q, k, v, do = tensors
-    held = torch.cuda.memory_allocated()
-    out = _call(implementation, q, k, v, causal)
-    torch.autograd.backward(out, do)
-    torch.cuda.synchronize()
-    q.grad = k.grad = v.grad = None
-    del out
-    torch.cuda.reset_peak_memory_stats()
-    out = _call(implementation, q, k, v, causal)
-    torch.autograd.backward(out, do, retain_graph=True)
-    torch.cuda.synchronize()
-    gradients = sum(x.numel() * x.element_size() for x in (q, k, v))
-    memory = torch.cuda.max_memory_allocated() - held - gradients
-
-    def median(function: object) -> float:
-        return float(do_bench(function, warmup=_WARMUP, rep=_REPEATS, grad_to_none=[q, k, v], return_mode="median"))
-
-    def backward() -> None:
-        torch.autograd.backward(out, do, retain_graph=True)
-
-    forward_time = median(lambda: _call(implementation, q, k, v, causal))
-    return {"forward": forward_time, "backward": median(backward), "memory": memory}
+    leaves = [call.inputs.q, call.inputs.k, call.inputs.v]
+    return float(do_bench(function, warmup=_WARMUP, rep=_REPEATS, grad_to_none=leaves, return_mode="median"))
 
 
-def _errors(
-    implementation: Implementation, dtype: DType, causal: bool, H: int, N: int, D: int, device: torch.device
-) -> dict[str, float]:
-    """RMS error of each tensor, in unit roundoffs of the truth's RMS, on one batch element of a few heads."""
-    q, k, v, do = _tensors(dtype, 1, H, N, D, device)
-    out = _call(implementation, q, k, v, causal)
-    torch.autograd.backward(out, do)
-    mask, scale = Mask(causal=causal), D**-0.5
-    a, b, c = (x.detach() for x in (q, k, v))
-    forward, gradients = truth_of.forward(a, b, c, mask, scale), truth_of.backward(a, b, c, do, mask, scale)
-    pairs = {"out": (out, forward.o), "dq": (q.grad, gradients.dq), "dk": (k.grad, gradients.dk),
-             "dv": (v.grad, gradients.dv)}  # fmt: skip
-    u = UNIT_ROUNDOFF[dtype]
-    return {n: float((x.detach().double() - t).norm() / t.norm()) / u for n, (x, t) in pairs.items() if x is not None}
+def error_of(implementation: Implementation, case: Case, device: str) -> dict[str, float]:
+    """RMS error of each tensor, in unit roundoffs of the truth's RMS."""
+    call = _Call.of(implementation, case, device)
+    out = call.forward()
+    call.backward(out)
+    with torch.no_grad():
+        truth = Truth.of(call.case, call.inputs).tensors()
+    u = UNIT_ROUNDOFF[call.case.dtype]
+    found = {name: x.detach().double() for name, x in {"out": out, **call.gradients()}.items() if x is not None}
+    return {name: float((x - truth[name]).norm() / truth[name].norm()) / u for name, x in found.items()}

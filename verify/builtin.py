@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from ..reference import standard
 from ..reference.masks import Mask
 from .implementation import Implementation, recognise
+
+_VARIANTS = 256  # of one function that are compiled in one process: dtypes, head dimensions, masks
 
 
 def _flash() -> Implementation:
@@ -61,6 +65,27 @@ def _standard(softmax: str) -> Callable[[], Implementation]:
     return lambda: recognise("standard" if softmax == "rounded" else "standard-fp32", attention)
 
 
+def _eager() -> Implementation:
+    """Standard attention as everybody writes it, in torch's own operators: what a fused kernel's speed is told against.
+
+    `standard` has the same roundings, computed in fp32 for any dtype and mask.
+    """
+
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:  # fmt: skip
+        if enable_gqa:
+            key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+        scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if is_causal:
+            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+            scores = scores.masked_fill(hidden, -torch.inf)
+        return torch.softmax(scores, -1) @ value
+
+    return recognise("eager", attention)
+
+
 def _sdpa(name: str, backend: SDPBackend) -> Callable[[], Implementation]:
     """torch's SDPA held to one backend: where that one cannot run it raises, it never falls back."""
 
@@ -78,9 +103,23 @@ def _sdpa(name: str, backend: SDPBackend) -> Callable[[], Implementation]:
 
 def _flex() -> Implementation:
     """FlexAttention compiled, as it is meant to be used: uncompiled it is torch's own standard attention in fp32."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-    compiled: Any = torch.compile(flex_attention, dynamic=True)
+    # whole or not at all: past its limit the compiler would quietly run uncompiled
+    compiled: Any = torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    dynamo: Any = importlib.import_module("torch._dynamo.config")
+    dynamo.recompile_limit = _VARIANTS
+    functorch: Any = importlib.import_module("torch._functorch.config")
+    functorch.donated_buffer = False  # which would forbid a second backward
+
+    @lru_cache
+    def band(left: int, right: int, M: int, N: int, device: torch.device) -> BlockMask:
+        low, high = (torch.tensor(x, device=device) for x in (left, right))  # as numbers, each would be compiled anew
+
+        def visible(_b: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return (j >= i - low) & (j <= i + high)
+
+        return create_block_mask(visible, None, None, M, N, device)
 
     def attention(
         query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None,
@@ -91,12 +130,8 @@ def _flex() -> Implementation:
         left, right = window
         right = 0 if is_causal and right is None else min(right, 0) if is_causal and right is not None else right
         M, N = query.shape[2], key.shape[2]
-
-        def visible(_b: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return (j >= i - (M if left is None else left)) & (j <= i + (N if right is None else right))
-
         bounded = left is not None or right is not None
-        mask = create_block_mask(visible, None, None, M, N, query.device) if bounded else None
+        mask = band(M if left is None else left, N if right is None else right, M, N, query.device) if bounded else None
         result: Tensor | tuple[Tensor, Tensor] = compiled(
             query, key, value, block_mask=mask, scale=scale, enable_gqa=enable_gqa, return_lse=return_lse
         )
@@ -109,6 +144,7 @@ BUILTIN: dict[str, Callable[[], Implementation]] = {
     "flash": _flash,
     "standard": _standard("rounded"),
     "standard-fp32": _standard("fp32"),
+    "eager": _eager,
     "sdpa-math": _sdpa("sdpa-math", SDPBackend.MATH),
     "sdpa-flash": _sdpa("sdpa-flash", SDPBackend.FLASH_ATTENTION),
     "sdpa-efficient": _sdpa("sdpa-efficient", SDPBackend.EFFICIENT_ATTENTION),

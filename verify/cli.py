@@ -121,9 +121,9 @@ def _measure(
     stated: dict[str, Any] = {"survey": cases, "hunt": examples, "case_limit": case_limit}
     size = replace(PROFILES[profile], **{k: v for k, v in stated.items() if v is not None})
 
-    from .pool import prepare
     from .run import command_line, prepare_folder, run
     from .settings import Settings
+    from .worker import prepare
 
     console = Console()
     chosen = _device(device)
@@ -172,7 +172,7 @@ def replay(case: str, impl: str | None, device: str, case_limit: float | None) -
         raise UsageError(f"not a case: unknown regime {recipe.regime!r}; there are {', '.join(REGIMES)}")
 
     from .console import Console
-    from .pool import prepare
+    from .worker import prepare
 
     chosen = _device(device)
     implementation = prepare(impl or _implementation_of(case), chosen)
@@ -216,8 +216,8 @@ def _implementation_of(case: str) -> str:
 def probe(impl: str, device: str, case_limit: float | None) -> None:
     """What really runs here and by which conventions: measured, not believed."""
     from .console import Console
-    from .pool import prepare
     from .probe import probe as measure
+    from .worker import prepare
 
     chosen = _device(device)
     implementation = prepare(impl, chosen)
@@ -243,8 +243,9 @@ def exact(impl: str, case_text: str | None, seed: int, workers: int | None, case
     from .console import Console
     from .exact import compare
     from .exact_problems import problems_of
-    from .pool import Pool, prepare
+    from .pool import Pool
     from .profiles import PROFILES
+    from .worker import prepare
 
     implementation = prepare(impl, "cpu")
     console = Console()
@@ -270,8 +271,8 @@ def attribution(impl: str, dtype: DType, samples: int, seed: int, case_limit: fl
     """Where its rounding error arises: the kernel's own source with one rounding site on at a time, else float64."""
     from .attribution import attribution as attribute
     from .console import Console
-    from .pool import prepare
     from .profiles import PROFILES
+    from .worker import prepare
 
     implementation = prepare(impl, "cpu")
     with _one_worker(implementation.name, "cpu", case_limit or PROFILES["ci"].case_limit) as pool:

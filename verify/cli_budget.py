@@ -58,9 +58,9 @@ def derive(implementation: str, cases: int, seed: int, out: Path | None) -> None
     from . import budgets
     from .console import Console
     from .derive import derived, toml
-    from .pool import prepare
     from .profiles import PROFILES
     from .run import command_line
+    from .worker import prepare
 
     if '"' in implementation or "\\" in implementation:
         raise UsageError(f"--implementation {implementation}: a name or a pattern, without quotes and backslashes")

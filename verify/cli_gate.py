@@ -77,19 +77,23 @@ def _still(findings: Sequence[Finding], checks: Sequence[Check]) -> list[Finding
 
 
 @click.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=_folder)
+@click.argument("folders", metavar="RUN...", nargs=-1, required=True, type=_folder)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=None,
-              help="HTML file. [default: RUN/report.html of the first]")  # fmt: skip
-def report(runs: tuple[Path, ...], out: Path | None) -> None:
-    """Records to one HTML report; several runs stand side by side."""
-    from ..reports import html, record
+              help="HTML file. [default: report.html in the first folder]")  # fmt: skip
+def report(folders: tuple[Path, ...], out: Path | None) -> None:
+    """Records to one HTML report; several runs stand side by side.
+
+    A folder may also hold what `bench` or `silicon` wrote, in place of a run or beside one.
+    """
+    from ..reports import hardware, html, record
     from ..reports.rows import write_text_atomic
     from ..reports.words import size
 
-    loaded = [record.load(r) for r in runs]
-    target = out or runs[0] / "report.html"
+    found = {folder: hardware.load(folder) for folder in folders}
+    runs = [record.load(f) for f in folders if found[f] is None or (f / "manifest.json").is_file()]
+    target = out or folders[0] / "report.html"
     try:
-        write_text_atomic(target, html.render(loaded))
+        write_text_atomic(target, html.render(runs, [r for r in found.values() if r is not None]))
     except OSError as e:
         raise UsageError(f"{target} cannot be written: {e.strerror or e}") from e
     click.echo(f"{target}, {size(target.stat().st_size)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _out = click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=None,
                     help="Folder for the record and its tables.")  # fmt: skip
 _DTYPES = click.Choice(["fp16", "bf16"])
-_BESIDE = ("flash", "standard", "sdpa-math", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient")
+_BESIDE = ("flash", "eager", "sdpa-math", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "flex")
 _BIASED = ("flash", "variant:divide-by-unrounded-sum", "sdpa-flash")
 
 
@@ -31,29 +32,46 @@ _BIASED = ("flash", "variant:divide-by-unrounded-sum", "sdpa-flash")
 @_out
 def bench(implementations: tuple[str, ...], dtypes: tuple[Any, ...], dims: tuple[int, ...], lengths: tuple[int, ...],
           out: Path | None) -> None:  # fmt: skip
-    """Times, memory and errors on a GPU, forward and backward, beside torch's backends and standard attention.
+    """Times, memory and errors on a GPU, forward and backward, beside torch's backends and standard attention (eager).
 
     16384 tokens in 2048 / D heads, as in the FlashAttention papers; medians of repeated calls.  Where an implementation
-    runs out of memory, or refuses, that stands in its place.
+    runs out of memory, refuses, hangs or dies, that stands in its place.
     """
-    device = _gpu()
+    _need_gpu()
     if out is not None:
         made(out)
 
-    from ..reports.hardware import Bench, bench_markdown
-    from .bench import measured, problems
+    from ..reports.hardware import Bench, Speed, bench_markdown
+    from .bench import LIMIT, measured, problems, speed_of
     from .console import Console
-    from .pool import prepare
+    from .pool import Pool
+    from .problems import LostError
+    from .worker import prepare
 
-    loaded = [prepare(name, "cuda") for name in implementations or _BESIDE]
-    tasks = [(i, p) for p in problems(dtypes, dims, lengths) for i in loaded]
-    results = []
-    with Console().progress() as progress:
-        for n, (implementation, problem) in enumerate(tasks, start=1):
-            results.append(measured(implementation, *problem, device))
-            progress("bench", n, len(tasks))
-    record = Bench(**_circumstances(), results=tuple(results))
-    _hand_over(record, bench_markdown(record), out, "bench")
+    names = [prepare(name, "cuda").name for name in implementations or _BESIDE]
+    pools = {name: Pool(name, "cuda", 1, LIMIT) for name in names}  # one call at a time: they share the device
+    tasks = [(name, case) for case in problems(dtypes, dims, lengths) for name in pools]
+    results: list[Speed] = []
+
+    def finish() -> None:
+        record = Bench(**_circumstances(), results=tuple(results))
+        _hand_over(record, bench_markdown(record), out, "bench")
+
+    try:
+        with Console().progress() as progress:
+            for n, (name, case) in enumerate(tasks, start=1):
+                try:
+                    results.append(pools[name].call(measured, case))
+                except LostError as e:
+                    results.append(speed_of(name, case, str(e)))
+                progress("bench", n, len(tasks))
+    except KeyboardInterrupt:
+        finish()  # what there is
+        raise
+    finally:
+        for pool in pools.values():
+            pool.stop()
+    finish()
 
 
 @click.command()
@@ -68,7 +86,7 @@ def silicon(implementation: str, cases: int, seed: int, workers: int | None, out
     Interpreted faithfully (ieee) and with a tensor core's truncated sums (tensor_core), in tiles of 32 x 32; on the GPU
     in the same tiles, if the function has an option for them, and in its own.
     """
-    _gpu()
+    _need_gpu()
     if out is not None:
         made(out)
 
@@ -76,10 +94,11 @@ def silicon(implementation: str, cases: int, seed: int, workers: int | None, out
 
     from ..reports.hardware import Silicon, silicon_markdown
     from .console import Console
-    from .pool import Pool, prepare
+    from .pool import Pool
     from .problems import LostError
     from .profiles import PROFILES
     from .silicon import bias_of, cases_of, distances_of, exact_of, summed
+    from .worker import prepare
 
     loaded = prepare(implementation, "cuda")
     chosen = list(cases_of(loaded, seed, cases))
@@ -102,17 +121,12 @@ def silicon(implementation: str, cases: int, seed: int, workers: int | None, out
     _hand_over(record, silicon_markdown(record), out, "silicon")
 
 
-def _gpu() -> Any:
-    """The device.
-
-    Raises:
-        UsageError: there is none.
-    """
+def _need_gpu() -> None:
+    """Raises UsageError if there is none."""
     import torch
 
     if not torch.cuda.is_available():
         raise UsageError("torch sees no CUDA device, and nothing measured on a CPU stands in for one")
-    return torch.device("cuda")
 
 
 def _circumstances() -> dict[str, Any]:
@@ -131,9 +145,16 @@ def _circumstances() -> dict[str, Any]:
     found = {"python": platform.python_version()} | versions("flashproof", "torch", "triton")
     found["cuda"] = str(torch.version.cuda)
     return dict(
-        created=datetime.now(UTC).isoformat(timespec="seconds"), command=command_line(), driver=driver,
+        created=datetime.now(UTC).isoformat(timespec="seconds"), command=command_line(_without_out(sys.argv[1:])),
+        driver=driver,
         device=torch.cuda.get_device_name(), versions=found,
     )  # fmt: skip
+
+
+def _without_out(arguments: list[str]) -> list[str]:
+    """A command's arguments but for where its record goes, which changes nothing in it."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [x for before, x in pairs if before != "--out" and x != "--out" and not x.startswith("--out=")]
 
 
 def _hand_over(record: Bench | Silicon, text: str, out: Path | None, name: str) -> None:

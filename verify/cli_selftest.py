@@ -87,12 +87,12 @@ def selftest(
 def _tried(
     quick: bool, names: tuple[str, ...] | None, clean_cases: int | None, seed: int, workers: int, progress: Progress
 ) -> SelfTest:  # fmt: skip
-
     from ..reports.kills import SelfTest
     from .gates import GATES
-    from .pool import Pool, prepare
+    from .pool import Pool
     from .run import command_line, versions
     from .selftest import LIMIT, clean_tried, mutants_tried, peers_asked, rules
+    from .worker import prepare
 
     start = time.perf_counter()
     prepare("flash", "cpu")

@@ -18,13 +18,15 @@ from torch import Tensor
 from ..kernels.interpreter import KernelError
 from ..reports.record import Row
 from . import guards, single
-from .accuracy import compared
+from .accuracy import compared, within
 from .case import Case
 from .check import Check
 from .expected import Posed
 from .implementation import Implementation
 from .inputs import Inputs, build
+from .isolation import broken_context
 from .outputs import LayoutRefusedError, Outputs, RefusedError, WrongResultError, describe
+from .refusals import is_plain
 from .regimes import REGIMES
 from .related import Again, inference, invariances
 from .storage import placed_like, storage_of
@@ -45,6 +47,11 @@ class Result:
     seconds: float
 
     @property
+    def lost(self) -> bool:
+        """Whether it cost the process, or its use of the device."""
+        return self.status in ("timeout", "crashed")
+
+    @property
     def failed(self) -> tuple[Check, ...]:
         return tuple(c for c in self.checks if not c.passed)
 
@@ -59,8 +66,30 @@ def evaluate(
     case to twins of it; without it, as in a search for the worst case, the kernel runs once.  `statistical` adds the
     checks of `single`: what a survey asks of a distribution, asked of this case alone, as when a survey's finding is
     shrunk and replayed.  `stores` says whether the kernel stores its scores, if that is known (`storing`).
+
+    A case that ends this process's use of the device has `crashed`; what comes after it needs another process.
     """
     start = time.perf_counter()
+    result = None
+    try:
+        result = _evaluated(case, implementation, phase, start, device, thorough, relations, statistical, stores)
+    except Exception:
+        if broken_context() is None:
+            raise
+    if (why := broken_context()) is None:
+        assert result is not None
+        return result
+    message = f"it broke the CUDA context: {why}"
+    lost = without_result(case, phase, "crashed", message, time.perf_counter() - start)
+    if result is None or result.status != "ok":
+        return lost
+    return replace(lost, rows=(*result.rows, *lost.rows), checks=(*result.checks, *lost.checks))
+
+
+def _evaluated(
+    case: Case, implementation: Implementation, phase: str, start: float, device: str, thorough: bool, relations: int,
+    statistical: bool, stores: bool | None,
+) -> Result:  # fmt: skip
     lacking = implementation.lacks(case)
     if lacking is not None:
         return without_result(case, phase, "unsupported", f"has no option for {lacking}", time.perf_counter() - start)
@@ -120,7 +149,10 @@ def _refusal(e: RefusedError, case: Case, inputs: Inputs, implementation: Implem
     """Shapes, dtypes, options and layouts may be refused, values may not: then, and in an accident, it `raised`."""
     if isinstance(e, LayoutRefusedError):
         contiguous = inputs_for(case.with_(layout="contiguous"), implementation, str(inputs.q.device))
-        return ("unsupported" if _takes(implementation, case, contiguous) else "raised"), str(e)
+        if _takes(implementation, case, contiguous):
+            return "unsupported", str(e)
+        if not is_plain(str(e)):
+            return "raised", str(e)
     q, k, v, do = (_zeros(x) for x in (inputs.q, inputs.k, inputs.v, inputs.do))
     if _takes(implementation, case, replace(inputs, q=q, k=k, v=v, do=do)):
         return "raised", f"it takes zeros of the same shapes, and not these values: {e}"
@@ -161,7 +193,9 @@ def judged(
     if thorough:
         wrong = {c.tensor for c in checks if not c.passed}
         right = {n: x for n, x in copies.items() if not wrong & {n, "out"}}  # what is wrong already need not be twice
-        checks += guards.repeated(again, case, inputs, copies)
+        checks += guards.repeated(
+            again, case, inputs, copies, lambda n, x: within("repeat", n, x, known.truth[n], known.bound[n], case)
+        )
         if case.B > 1:
             checks += guards.alone(again, case, inputs, copies)
         if case.backward:

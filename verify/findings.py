@@ -152,15 +152,18 @@ def _survey_suspects(judgement: Judgement, results: Sequence[Result], budgets: B
 def _shrunk(suspect: _Suspect, pool: Pool, settings: Settings) -> tuple[Finding, bool]:
     """The finding, and whether its case shows it."""
     first = pool.one(suspect.case, "hunt", **suspect.options)
-    lost = first.status in ("timeout", "crashed")
-    deadline = time.monotonic() + (_LOST_SECONDS if lost else _SHRINK_SECONDS)
+    deadline = time.monotonic() + (_LOST_SECONDS if first.lost else _SHRINK_SECONDS)
+    # a GPU that many processes break at once may not recover
+    at_once = 1 if first.lost and settings.device == "cuda" else 2 * pool.workers
     case, steps, minimal = suspect.case, 0, False
     shown = bool(_shows(first, suspect))
     if shown and first.status != "timeout":
 
         def failing(candidates: Sequence[Case], shows: Callable[[Check], bool]) -> int | None:
-            for start in range(0, len(candidates), 2 * pool.workers):
-                batch = candidates[start : start + 2 * pool.workers]
+            for start in range(0, len(candidates), at_once):
+                if first.lost and time.monotonic() > deadline:
+                    return None  # `shrink` sees that it was too late
+                batch = candidates[start : start + at_once]
                 results = list(pool.evaluate(batch, "hunt", **suspect.options))  # to cancel one would end its worker
                 found = next((i for i, r in enumerate(results) if any(shows(c) for c in _serious(r))), None)
                 if found is not None:
@@ -215,7 +218,7 @@ def replay_line(case: Case, spec: str) -> str:
 
 
 def write_finding(
-    folder: Path, number: int, finding: Finding, implementation: Implementation, *, stores_scores: bool
+    folder: Path, number: int, finding: Finding, implementation: Implementation, *, stores_scores: bool, device: str
 ) -> None:  # fmt: skip
     """`NNN.json` and its standalone script `NNN.py`; what only the interpreter can show has no script."""
     folder.mkdir(exist_ok=True)
@@ -225,4 +228,5 @@ def write_finding(
     ):  # nothing else has the means to show them
         return
     case = case_of(finding.case)
-    (folder / f"{number:03d}.py").write_text(script_of(finding, case, implementation, stores_scores=stores_scores))
+    text = script_of(finding, case, implementation, stores_scores=stores_scores, device=device)
+    (folder / f"{number:03d}.py").write_text(text)

@@ -6,7 +6,8 @@ None of them needs to know what attention is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,13 +15,13 @@ import torch.utils.deterministic
 from torch import Tensor
 
 from ..kernels.interpreter import Tracked, installed, interpret
-from ..kernels.interpreter.listening import ALLOCATIONS, Listener
+from ..kernels.interpreter.listening import ALLOCATIONS, Listener, name_of
 from .case import Case
 from .check import Check
 from .errors import same_bits
 from .implementation import Implementation
 from .inputs import Inputs
-from .outputs import Outputs, describe
+from .outputs import CompilerGaveUpError, Outputs, describe
 from .storage import storage_of
 
 _CONFLICTS = Tracked(uninitialised=False, outside=False, unwritten=False, descriptors=False)
@@ -42,15 +43,15 @@ def run(implementation: Implementation, case: Case, inputs: Inputs) -> Outputs:
 
 
 @contextmanager
-def known_memory() -> Iterator[None]:
-    """All newly allocated memory is filled with NaN."""
+def known_memory(*, filled: bool = True) -> Iterator[None]:
+    """All newly allocated memory is `filled` with NaN; torch's deterministic mode, which alone does it, is on."""
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = deterministic.fill_uninitialized_memory
     # torch.use_deterministic_algorithms also imports torch.compile's backend, which takes seconds, and reconfigures it
     use_deterministic_algorithms = torch._C._set_deterministic_algorithms
     use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = True
+    deterministic.fill_uninitialized_memory = filled
     try:
         yield
     finally:
@@ -63,7 +64,7 @@ class _Filling(Listener):
 
     def heard(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
-        if func.overloadpacket.__name__ in ALLOCATIONS and out.untyped_storage().nbytes():
+        if name_of(func) in ALLOCATIONS and out.untyped_storage().nbytes():
             held = storage_of(out, torch.uint8)
             held.copy_(_CANARY.to(out.device).repeat(-(-len(held) // len(_CANARY)))[: len(held)])
         return out
@@ -102,31 +103,47 @@ def inputs_unchanged(before: dict[str, Tensor], inputs: Inputs) -> Check:
 Caller = Callable[..., Outputs]
 
 
-def repeated(implementation: Caller, case: Case, inputs: Inputs, values: dict[str, Tensor]) -> list[Check]:
+def repeated(
+    implementation: Caller, case: Case, inputs: Inputs, values: dict[str, Tensor], judge: Callable[[str, Tensor], Check]
+) -> list[Check]:  # fmt: skip
     """The same bits again, and from other contents of the memory that the kernel allocates.
 
-    The other contents are finite: a maximum that swallows NaN does not swallow them.  Where that run differs from the
-    first, a third on NaN tells which of the two it is.
+    The other contents are finite: a maximum that swallows NaN does not swallow them.  That run is in torch's default
+    mode, in which some operations are others.  Where it differs from the first, three more tell why; if it is because
+    of these operations alone, `judge` says whether it is right.
     """
 
-    def again(*, canary: bool) -> dict[str, Tensor]:
-        with torch.random.fork_rng(devices=[]):
+    def again(*modes: AbstractContextManager[Any]) -> dict[str, Tensor]:
+        with torch.random.fork_rng(devices=[]), ExitStack() as entered:
             torch.manual_seed(case.seed + 1)  # a result that draws random numbers is to draw others
-            with _Filling() if canary else known_memory():
-                return implementation(case, inputs).tensors()
+            for mode in modes:
+                entered.enter_context(mode)
+            return implementation(case, inputs).tensors()
 
     def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, int]:
         return {name: int((~same_bits(value, b[name])).sum()) for name, value in a.items()}
 
+    nothing = dict.fromkeys(values, 0)
+    apart = by_itself = anew = by_memory = nothing
     try:
-        other = differing(values, again(canary=True))
-        same = differing(values, again(canary=False)) if any(other.values()) else other
+        other = again(_Filling())
+        apart = differing(values, other)
+        if any(apart.values()):
+            by_itself = differing(other, again(_Filling()))
+            anew = differing(values, again(known_memory()))
+            by_memory = differing(values, again(known_memory(filled=False), _Filling()))
+    except CompilerGaveUpError:
+        return []
     except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)
         return [Check("repeat", None, False, 1.0, 0.0, f"a second run raised {describe(e)}")]
     checks = []
     for name, value in values.items():
-        n, memory = same[name], other[name] if not same[name] else 0
+        n = max(by_itself[name], anew[name])
+        memory = by_memory[name] if n == 0 else 0
         size = f"of {value.numel()} elements of {name}"
+        if apart[name] and not n and not memory and not (found := judge(name, other[name])).passed:
+            checks.append(replace(found, name="repeat", detail=f"in torch's default mode {found.detail}"))
+            continue
         checks.append(Check("repeat", name, n == 0, float(n), 0.0, f"{n} {size} differ between two runs" if n else ""))
         checks.append(Check("memory", name, memory == 0, float(memory), 0.0,
                             f"{memory} {size} depend on what was in memory before" if memory else ""))  # fmt: skip
@@ -148,6 +165,8 @@ def alone(implementation: Caller, case: Case, inputs: Inputs, first: dict[str, T
     try:
         with known_memory():
             result = implementation(case.with_(B=1), inputs.batch(0)).tensors()
+    except CompilerGaveUpError:
+        return []
     except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)
         return [Check("repeat", None, False, 1.0, 0.0, f"batch element 0 alone raised {describe(e)}")]
     checks = []

@@ -9,7 +9,7 @@ ones for flash_attn's.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,8 +19,8 @@ from torch import Tensor
 from ..kernels.interpreter import KernelError
 from .case import Case
 from .inputs import DTYPES, Inputs
-from .isolation import contained
-from .outputs import LayoutRefusedError, Outputs, RefusedError, WrongResultError, describe
+from .isolation import contained, gave_up, settle_compiler
+from .outputs import CompilerGaveUpError, LayoutRefusedError, Outputs, RefusedError, WrongResultError, describe
 from .problems import UsageError
 from .refusals import kind_of
 
@@ -48,6 +48,8 @@ class Implementation:
     options: frozenset[str]
     has_backward: bool = True
     unbounded: int | None = None  # how its window option writes a side without a limit
+    default_scale: float | None = None  # a number that stands for 1/sqrt(D), where it is one
+    refused: frozenset[str] = frozenset()  # of what its signature has, and `lacks` names: what it was seen to refuse
 
     @property
     def alignment(self) -> str:
@@ -73,26 +75,29 @@ class Implementation:
         }
 
     def lacks(self, case: Case) -> str | None:
-        """Why the case cannot be put to this function, or None.  Never a judgement, only its signature."""
+        """Why the case cannot be put to this function, or None.  Never a judgement, only its signature and refusals."""
         options, mask = self.options, case.mask
         needs_alignment = (mask.causal or mask.window is not None) and case.M != case.N
         window = any(o in options for o in _WINDOW_OPTIONS)
         causal = "is_causal" in options or "causal" in options
+        usual = case.scale is not None and case.scale == self.default_scale
+        scaled, grouped = options & {"scale", "softmax_scale"}, self.signature != "sdpa" or "enable_gqa" in options
         rules = (
-            (mask.causal and not causal, "a causal mask"),
-            (mask.window is not None and not window, "a sliding window"),
-            (mask.boolean is not None and "attn_mask" not in options, "a boolean mask"),
-            (mask.bias is not None and "attn_mask" not in options, "an additive bias"),
-            (mask.key_lengths and not options & {"key_lengths", "attn_mask"}, "key padding"),
+            (mask.causal, causal, "a causal mask"),
+            (mask.window is not None, window, "a sliding window"),
+            (mask.boolean is not None, "attn_mask" in options, "a boolean mask"),
+            (mask.bias is not None, "attn_mask" in options, "an additive bias"),
+            (mask.key_lengths, options & {"key_lengths", "attn_mask"}, "key padding"),
             (
-                needs_alignment and "alignment" not in options and mask.alignment != self.alignment,
+                needs_alignment, "alignment" in options or mask.alignment == self.alignment,
                 f"{mask.alignment} alignment of causal masks and windows",
             ),
-            (case.scale is not None and not options & {"scale", "softmax_scale"}, "a scale other than 1/sqrt(D)"),
-            (self.signature == "sdpa" and case.H != case.HK and "enable_gqa" not in options, "grouped-query heads"),
-            (case.backward and not self.has_backward, "gradients"),
-        )
-        return next((what for applies, what in rules if applies), None)
+            (case.scale is not None, scaled, "a scale other than 1/sqrt(D)"),
+            (usual, False, "a scale equal to the option's default"),
+            (case.H != case.HK, grouped, "grouped-query heads"),
+            (case.backward, self.has_backward, "gradients"),
+        )  # fmt: skip
+        return next((what for asked, taken, what in rules if asked and (not taken or what in self.refused)), None)
 
     # -- calling -------------------------------------------------------------------------------------------------------
 
@@ -112,6 +117,7 @@ class Implementation:
             WrongResultError: it returned something of the wrong kind.
             Exception: whatever else it raised.
         """
+        settle_compiler()
         with contained():
             try:
                 outputs = self._run(case, inputs, gradients, dlse, between, twice)
@@ -121,6 +127,8 @@ class Implementation:
             except (WrongResultError, RefusedError):
                 raise
             except Exception as e:
+                if gave_up(e):
+                    raise CompilerGaveUpError("torch.compile compiles no more variants of it in this process") from e
                 if (kind := kind_of(e)) == "failure":
                     raise
                 raise (RefusedError if kind == "refusal" else LayoutRefusedError)(describe(e)) from e
@@ -132,7 +140,7 @@ class Implementation:
         given = {"dq": inputs.q, "dk": inputs.k, "dv": inputs.v}
         leaves = [x.detach().requires_grad_(case.backward and n in gradients) for n, x in given.items()]
         with contained():  # it may be called again, and backward
-            result = self._forward(case, inputs, leaves)
+            result = self.forward(case, inputs, leaves)
         out, raw_lse = self._unpack(result, case, inputs.q.device)
         lse = None if raw_lse is None else self._finished(raw_lse)
         if not case.backward:
@@ -146,15 +154,19 @@ class Implementation:
                 raise RefusedError("the log-sum-exp is not connected to q and k: it has no gradient")
             results, backwards = [*results, raw_lse], [do, dlse]
         if between is not None:
-            self._forward(case, between, [x.detach() for x in (between.q, between.k, between.v)])
+            self.forward(case, between, [x.detach() for x in (between.q, between.k, between.v)])
         asked = {n: leaf for n, leaf in zip(given, leaves, strict=True) if leaf.requires_grad}
         found = _differentiated(results, asked, backwards, retain=twice)
         return Outputs(out.detach(), lse, **(_again(results, asked, backwards) if twice else found))
 
-    def _forward(self, case: Case, inputs: Inputs, leaves: list[Tensor]) -> Any:
+    def forward(self, case: Case, inputs: Inputs, leaves: Sequence[Tensor], *, lse: bool = True) -> Any:
+        """What the function returns for `leaves`: q, k, v in [B, H, S, D] order; `lse`: with its LSE, if it has one."""
+        options = self.arguments(case, inputs)
+        if not lse:
+            options.pop(self.lse_option or "", None)
         if self.signature == "flash_attn":
-            return self.function(*(x.transpose(1, 2) for x in leaves), **self.arguments(case, inputs))
-        return self.function(*leaves, **self.arguments(case, inputs))
+            leaves = [x.transpose(1, 2) for x in leaves]
+        return self.function(*leaves, **options)
 
     def arguments(self, case: Case, inputs: Inputs) -> dict[str, Any]:
         """The keyword arguments that put the case to this function; all masks but the plain ones become `attn_mask`."""
@@ -248,13 +260,25 @@ def _differentiated(
     results: list[Tensor], leaves: dict[str, Tensor], backwards: list[Tensor], *, retain: bool = False
 ) -> dict[str, Tensor]:  # fmt: skip
     """The gradients by name; a missing one, or one of another shape, is a wrong result."""
-    found = torch.autograd.grad(results, list(leaves.values()), backwards, allow_unused=True, retain_graph=retain)
+    tensors = list(leaves.values())
+    found: tuple[Tensor | None, ...]
+    try:
+        found = torch.autograd.grad(results, tensors, backwards, allow_unused=True, retain_graph=retain)
+    except RuntimeError as e:
+        if "incompatible with .grad()" not in str(e):  # as checkpoints are that run the forward pass again
+            raise
+        torch.autograd.backward(results, backwards, retain_graph=retain)
+        found = tuple(x.grad for x in tensors)
+        for x in tensors:
+            x.grad = None
+    gradients = {}
     for (name, leaf), gradient in zip(leaves.items(), found, strict=True):
         if gradient is None:
             raise WrongResultError(f"{name} is missing: the output does not depend on that input")
         if gradient.shape != leaf.shape:
             raise WrongResultError(f"{name} has shape {tuple(gradient.shape)}, not {tuple(leaf.shape)}")
-    return dict(zip(leaves, found, strict=True))
+        gradients[name] = gradient
+    return gradients
 
 
 def _again(results: list[Tensor], leaves: dict[str, Tensor], backwards: list[Tensor]) -> dict[str, Tensor]:
@@ -295,11 +319,15 @@ def recognise(name: str, function: Callable[..., Any], *, has_backward: bool = T
             "or flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), ...)"
         )
     options = frozenset(names & _KNOWN[signature])
-    default = next((parameters[o].default for o in _WINDOW_OPTIONS if o in options), None)
+    windows = {o: parameters[o].default for o in _WINDOW_OPTIONS if o in options}
+    options -= {o for o, default in windows.items() if isinstance(default, (int, float))}  # one number: of which side?
+    default = next((windows[o] for o in _WINDOW_OPTIONS if o in options), None)
     written_as = -1 if isinstance(default, (tuple, list)) and -1 in default else None
     if default is None and signature == "flash_attn":
         written_as = -1
-    return Implementation(name, function, signature, options, has_backward, written_as)
+    scale = next((parameters[o].default for o in ("scale", "softmax_scale") if o in options), None)
+    return Implementation(name, function, signature, options, has_backward, written_as,
+                          scale if isinstance(scale, (int, float)) else None)  # fmt: skip
 
 
 def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+#: of a function that `torch.compile` compiles in one process: each takes seconds
+VARIANTS = 32
 #: how to read and how to write back each piece of a process's state that changes numbers
 _STATE: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.get_default_dtype, torch.set_default_dtype),
@@ -22,6 +25,34 @@ _STATE: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (np.random.get_state, np.random.set_state),
     (random.getstate, random.setstate),
 )
+
+
+def broken_context() -> str | None:
+    """Why this process can use its CUDA device no more, or None: an illegal access ends that, for good."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return None
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as e:
+        return str(e).splitlines()[0]
+    return None
+
+
+def settle_compiler() -> None:
+    """Let `torch.compile` compile more variants of a function than it would, and say so where it stops.
+
+    By default it stops at 8, which few cases use up, and quietly runs the function uncompiled from then on: another one
+    than its users run, with other roundings.
+    """
+    config: Any = sys.modules.get("torch._dynamo.config")  # if anything is compiled here
+    if config is not None:
+        config.recompile_limit = max(config.recompile_limit, VARIANTS)
+        config.fail_on_recompile_limit_hit = True
+
+
+def gave_up(e: BaseException) -> bool:
+    """Whether that is torch's compiler, having reached the limit."""
+    return type(e).__name__ == "FailOnRecompileLimitHit"
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .builtin import BUILTIN
 from .implementation import Implementation, recognise
 from .outputs import describe
@@ -68,7 +70,7 @@ def _import_file(path: Path) -> Any:
     folder = str(path.resolve().parent)
     if folder not in sys.path:  # the file's own neighbours, as when it is run
         sys.path.insert(0, folder)
-    with _importing(str(path)):
+    with _importing(str(path)), np.errstate():  # what it asks of numpy's errors would hold for ours, too
         loader.loader.exec_module(module)
     return module
 
@@ -76,7 +78,7 @@ def _import_file(path: Path) -> Any:
 def _import_module(name: str) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:  # a script's path lacks the folder that one is in
         sys.path.insert(0, str(Path.cwd()))
-    with _importing(name):
+    with _importing(name), np.errstate():
         return importlib.import_module(name)
 
 

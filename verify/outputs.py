@@ -42,6 +42,10 @@ class LayoutRefusedError(RefusedError):
     """It said so of how its inputs lie in memory, or failed: whether it takes contiguous ones will tell."""
 
 
+class CompilerGaveUpError(RefusedError):
+    """`torch.compile` would have run it uncompiled (`isolation.settle_compiler`), and that is another function."""
+
+
 def describe(e: BaseException) -> str:
     """An exception in one line, for a record."""
     text = " ".join(str(e).split())

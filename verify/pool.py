@@ -6,8 +6,6 @@ dropped: a survey would repeat it thousands of times, and a replay shows it.
 
 from __future__ import annotations
 
-import gc
-import importlib
 import multiprocessing
 import os
 import signal
@@ -23,11 +21,10 @@ import pebble
 
 from . import interrupts
 from .case import Case
-from .evaluate import Result, evaluate, without_result
-from .implementation import Implementation
-from .loading import load
+from .evaluate import Result, without_result
 from .outputs import describe
-from .problems import FlashproofError, LostError, UsageError
+from .problems import FlashproofError, LostError
+from .worker import POISONED, called, evaluated, initialise
 
 T = TypeVar("T")
 
@@ -39,93 +36,7 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
 }  # fmt: skip
 _IN_FLIGHT = 4  # tasks queued per worker: enough to keep it busy, few enough to stop quickly
-_TASKS = 256  # of a worker, between full collections of garbage
 _RESTARTS = 8  # of a whole pool; what is lost then is not a case's fault, and will not end by itself
-_POISONED = 86  # exit code of a worker whose CUDA context an earlier task has broken: its task goes to another worker
-
-_implementation: Implementation | UsageError | None = None  # of this worker; or why it has none
-_device = "cpu"
-_tasks = 0  # that this worker has done
-
-
-def prepare(spec: str, device: str) -> Implementation:
-    """Make this process ready to run an implementation: the interpreter first, then the user's module."""
-    import torch
-
-    torch.set_num_threads(1)
-    if device == "cpu":
-        os.environ.pop("TRITON_INTERPRET", None)  # Triton's own interpreter would step in before ours
-        from ..kernels import interpreter
-
-        interpreter.install()
-    return load(spec)
-
-
-def _initialise(spec: str, device: str, quiet: bool) -> None:
-    global _implementation, _device  # one implementation per worker process
-    if quiet:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-    if device == "cuda":
-        _on_one_gpu()
-    try:
-        _implementation, _device = prepare(spec, device), device
-    except UsageError as e:  # it loads in the main process and not in this one: the first task says so
-        _implementation = e
-    importlib.import_module("torch.fx.experimental.symbolic_shapes")  # else the first gradient would, on a case's time
-    gc.collect()
-    gc.freeze()  # a million objects of torch and Triton that stay: collections need not walk them again and again
-    gc.disable()  # see `_tidied`
-
-
-def _on_one_gpu() -> None:
-    """Spread workers over the GPUs; which worker has which does not matter."""
-    import torch
-
-    torch.cuda.set_device(os.getpid() % torch.cuda.device_count())
-
-
-def _loaded() -> Implementation:
-    assert _implementation is not None
-    if isinstance(_implementation, UsageError):
-        raise UsageError(f"in a worker process (it loads in the main process): {_implementation}")
-    return _implementation
-
-
-def _leave_if_poisoned() -> None:
-    """End this process if an earlier task has broken its CUDA context, as an illegal access does, for good.
-
-    That one has its result; the pool gives this task to another worker.
-    """
-    import torch
-
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError:
-            os._exit(_POISONED)
-
-
-def _evaluate(case: Case, phase: str, options: dict[str, Any]) -> Result:
-    _leave_if_poisoned()
-    return _tidied(evaluate(case, _loaded(), phase, device=_device, **options))
-
-
-def _call(function: Callable[..., T], *args: Any) -> T:
-    _leave_if_poisoned()
-    return _tidied(function(_loaded(), _device, *args))
-
-
-def _tidied(result: T) -> T:
-    """What a task made is walked for garbage once, after it, and all that the process holds now and then.
-
-    Translating kernels makes so many lasting objects that collections on the way would take half of the time.
-    """
-    global _tasks
-    _tasks += 1
-    gc.collect(2 if _tasks % _TASKS == 0 else 0)
-    return result
 
 
 class Pool:
@@ -142,7 +53,7 @@ class Pool:
 
     def _started(self) -> Any:
         pool = pebble.ProcessPool(
-            max_workers=self.workers, initializer=_initialise, initargs=self._initial,
+            max_workers=self.workers, initializer=initialise, initargs=self._initial,
             context=multiprocessing.get_context("spawn"),
         )  # fmt: skip
         with _worker_environment(), interrupts.blocked():
@@ -171,7 +82,7 @@ class Pool:
             FlashproofError: new workers find it so too.
         """
         error = future.exception()
-        if not (isinstance(error, pebble.ProcessExpired) and error.exitcode == _POISONED):
+        if not (isinstance(error, pebble.ProcessExpired) and error.exitcode == POISONED):
             self._poisoned = 0
             return False
         self._poisoned += 1
@@ -195,7 +106,7 @@ class Pool:
         source = iter(cases)
 
         def scheduled(case: Case) -> Any:
-            return self._schedule(_evaluate, case, phase, {"stores": self.stores} | options)
+            return self._schedule(evaluated, case, phase, {"stores": self.stores} | options)
 
         with _worker_environment():
             try:
@@ -230,7 +141,7 @@ class Pool:
             Exception: what `function` raises.
         """
         with _worker_environment():
-            result = self._answer(self._schedule(_call, function, *args), function, *args)
+            result = self._answer(self._schedule(called, function, *args), function, *args)
         if isinstance(result, LostError):
             raise result
         return result  # type: ignore[no-any-return]
@@ -238,7 +149,7 @@ class Pool:
     def calls(self, function: Callable[..., T], arguments: Sequence[Any]) -> Iterator[tuple[Any, T | LostError]]:
         """(argument, `function(implementation, device, argument)`) for each, in order, over all workers."""
         with _worker_environment():
-            futures = [self._schedule(_call, function, x) for x in arguments]
+            futures = [self._schedule(called, function, x) for x in arguments]
             try:
                 for argument, future in zip(arguments, futures, strict=True):
                     yield argument, self._answer(future, function, argument)
@@ -250,7 +161,7 @@ class Pool:
         name = self._initial[0]
         try:
             while self._found_poisoned(future) or isinstance(future.exception(), BrokenProcessPool):
-                future = self._schedule(_call, function, *args)  # no fault of this task
+                future = self._schedule(called, function, *args)  # no fault of this task
             return future.result()
         except TimeoutError:
             return LostError(f"{name} gave no result within {self.limit:g} s and was killed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,9 @@ from .case import Case, MaskRecipe
 from .implementation import Implementation
 from .inputs import DTYPES, Inputs
 from .outputs import Outputs, WrongResultError, describe
+
+#: what torch says of an operator that has no backward
+_NO_BACKWARD = re.compile(r"no autograd formula was registered|derivative for \S+ is not implemented")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,9 @@ def has_gradients(implementation: Implementation, device: str) -> bool:
             return "has no gradient" not in str(e)
         except NotImplementedError:
             return False
+        except RuntimeError as e:
+            if _NO_BACKWARD.search(str(e)):
+                return False
         except Exception:  # noqa: BLE001  (another dtype may do; the survey will say what is wrong)
             continue
         return True

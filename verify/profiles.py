@@ -19,7 +19,7 @@ class Profile:
     head_dims: tuple[int, ...]
     dtypes: tuple[DType, ...] = ("fp16", "bf16")
     case_limit: float = 60.0  # seconds after which a kernel is killed
-    max_timeouts: int = 16  # after which a run stops measuring: each costs the whole limit
+    max_lost: int = 16  # cases that hang or die, after which a run stops measuring: each costs a process
     max_findings: int = 4  # shrunk and written out; the others are counted
 
 

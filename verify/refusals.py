@@ -19,12 +19,14 @@ Kind = Literal["refusal", "layout", "failure"]
 
 _PLAIN = re.compile(
     r"not (yet |currently )?(support|implement|allow)|unsupported|only (support|accept|work)|no viable"
-    r"|no available kernel|divisible|multiple of",
+    r"|no available kernel|no kernel found|divisible|multiple of",
     re.IGNORECASE,
 )
-_DIMENSION = re.compile(r"(head|dim|seq|batch).*(must|should) (be|have)|(must|should) (be|have).*(head|dim|seq|batch)",
-                        re.IGNORECASE | re.DOTALL)  # fmt: skip
-_LAYOUT = re.compile(r"contiguous|strides?\b|aligned", re.IGNORECASE)
+_DIMENSION = re.compile(
+    r"(head|dim|seq|batch|length).*(must|should) (be|have)|(must|should) (be|have).*(head|dim|seq|batch|length)",
+    re.IGNORECASE | re.DOTALL,
+)
+_LAYOUT = re.compile(r"contiguous|strides?\b(?!=)|aligned", re.IGNORECASE)  # a dump says stride=...
 _VAGUE = re.compile(r"(must|should) (be|have)|requires?\b", re.IGNORECASE)
 _OF_ARGUMENTS = (ValueError, TypeError, AssertionError)
 #: packages whose own `raise` may mean that they were used wrongly
@@ -44,9 +46,14 @@ def kind_of(e: Exception) -> Kind:
         return "failure"
     if _LAYOUT.search(text):
         return "layout"
-    if _PLAIN.search(text) or _DIMENSION.search(text):
+    if is_plain(text):
         return "refusal"
     return "layout" if _VAGUE.search(text) else "failure"
+
+
+def is_plain(text: str) -> bool:
+    """Whether an error's words say, whatever else, that something is not supported."""
+    return bool(_PLAIN.search(text) or _DIMENSION.search(text))
 
 
 def _of_its_own(e: Exception) -> bool:

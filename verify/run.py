@@ -48,7 +48,7 @@ from .regimes import REGIMES
 from .settings import Progress, Settings
 from .shapes import HEADS, MANY
 from .storing import stores_scores
-from .survey import mask_templates, simplified, survey
+from .survey import LAYOUTS, mask_templates, simplified, survey
 from .verdict import verdict_of
 
 
@@ -105,6 +105,8 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
             first = _first_calls(settings, implementation, pool)
             implementation = replace(implementation, has_backward=gradients_of(pool))
             pool.stores = _stores_scores(pool)
+            if first[-1].status == "ok":
+                implementation = replace(implementation, refused=_refused(settings, implementation, pool))
             with ShardWriter(out / "shards" / "main.jsonl") as shard:
                 measurement = _Measurement(settings, implementation, pool, results, shard, progress)
                 measurement.measure(first[: 2 if implementation.has_backward else 1], left_out)
@@ -127,7 +129,8 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
             _remove_shards(out)
             raise KeyboardInterrupt
         for number, finding in enumerate(findings, start=1):
-            write_finding(out / "findings", number, finding, implementation, stores_scores=bool(pool.stores))
+            write_finding(out / "findings", number, finding, implementation, stores_scores=bool(pool.stores),
+                          device=settings.device)  # fmt: skip
         missing = [*not_covered(implementation, settings.profile), *left_out]
         if settings.device == "cpu" and algebra is not None and algebra.comparisons:
             missing.append(_INTERPRETED)
@@ -147,11 +150,32 @@ def _first_calls(settings: Settings, implementation: Implementation, pool: Pool)
     """
     phase = "survey" if "survey" in settings.phases else "hunt"
     case = plain_case(Draws(settings.seed, "first"), settings.profile.dtypes[0], "normal")
+    case = case.with_(HK=case.H)  # nothing that a function may refuse
     options = {"thorough": False, "stores": True}  # to find out whether it stores its scores would be a call before
     results = [pool.one(simplified(case.with_(backward=False), implementation), phase, **options)]
     if results[0].status != "timeout":  # each try costs the whole limit
         results.append(pool.one(simplified(case, implementation), phase, **options))
     return results
+
+
+def _refused(settings: Settings, implementation: Implementation, pool: Pool) -> frozenset[str]:
+    """What the function's signature has, and the function always refuses, loudly, in shapes that it takes otherwise.
+
+    Its cases are then drawn without; else most of a survey would be refused for the sake of one option.
+    """
+    masks = (MaskRecipe(causal=True), MaskRecipe(window=(3, 5)), MaskRecipe(boolean="random"),
+             MaskRecipe(bias="random"), MaskRecipe(key_lengths=True))  # fmt: skip
+    nothing, answers = replace(implementation, options=frozenset()), []
+    for n, d in ((16, 32), (128, 64)):
+        plain = Case(B=1, H=2, HK=2, M=n, N=n, D=d, dtype=settings.profile.dtypes[0], regime="normal", seed=0,
+                     backward=False)  # fmt: skip
+        asked = [plain, *(plain.with_(mask=m) for m in masks), plain.with_(scale=0.3), plain.with_(HK=1)]
+        results = list(pool.evaluate([c for c in asked if implementation.lacks(c) is None], "survey", thorough=False))
+        if results[0].status == "ok":
+            answers.append({what for r in results if r.status == "unsupported" and (what := nothing.lacks(r.case))})
+            if not answers[-1]:
+                break
+    return frozenset(set.intersection(*answers)) if answers else frozenset()
 
 
 def _algebra(settings: Settings, implementation: Implementation, pool: Pool, progress: Progress) -> Algebra:
@@ -209,29 +233,44 @@ class _Measurement:
             if surveys:
                 self.progress("survey", n, self.settings.profile.survey)
         if surveys:
-            self._survey()
+            self._survey(self._fatal_layouts(left_out))
             self._compare()
         if "hunt" in self.settings.phases and self.settings.profile.hunt:
-            if self._lost("timeout", "crashed"):
+            if self._lost():
                 left_out.append("the hunt: a function that hangs or dies has been found out already")
             else:
                 self._hunt()
         if self._too_many():
-            left_out.append(f"the cases after the first {len(self.results)}: {self._lost('timeout')} of these hung")
+            left_out.append(f"the cases after the first {len(self.results)}: {self._lost()} of these hung or died")
 
-    def _lost(self, *statuses: str) -> int:
-        return sum(r.status in statuses for r in self.results)
+    def _lost(self) -> int:
+        return sum(r.lost for r in self.results)
 
     def _too_many(self) -> bool:
-        return self._lost("timeout") >= self.settings.profile.max_timeouts
+        return self._lost() >= self.settings.profile.max_lost
 
     def _keep(self, result: Result) -> None:
         self.results.append(result)
         self.shard.append(result.rows)
 
-    def _survey(self) -> None:
+    def _fatal_layouts(self, left_out: list[str]) -> frozenset[str]:
+        """Memory layouts in which the first case hangs or kills its process, and lives without them.
+
+        That is a finding, and once is enough: a GPU on which every such case breaks a context may not recover.
+        """
+        if self._lost() or not self.results:
+            return frozenset()
+        cases = [self.results[-1].case.with_(layout=x) for x in dict.fromkeys(LAYOUTS) if x != "contiguous"]
+        lost = [r for r in self.pool.evaluate(cases, "survey", thorough=False) if r.lost]
+        for result in lost:
+            self._keep(result)
+            left_out.append(f"more cases in the memory layout {result.case.layout!r}, after one that hung or died")
+        return frozenset(r.case.layout for r in lost)
+
+    def _survey(self, avoided: frozenset[str]) -> None:
         profile, before = self.settings.profile, len(self.results)
-        cases = survey(self.implementation, profile, self.settings.seed, count=profile.survey - before)
+        drawn = survey(self.implementation, profile, self.settings.seed, count=profile.survey - before)
+        cases = (case.with_(layout="contiguous") if case.layout in avoided else case for case in drawn)
         self._evaluate(cases, "survey", before, profile.survey)
 
     def _compare(self) -> None:

@@ -22,8 +22,10 @@ from .implementation import Implementation
 from .storage import storage_of
 
 
-def script_of(finding: Finding, case: Case, implementation: Implementation, *, stores_scores: bool) -> str:
-    """The script's text; the function itself is not called, for it may hang."""
+def script_of(
+    finding: Finding, case: Case, implementation: Implementation, *, stores_scores: bool, device: str
+) -> str:  # fmt: skip
+    """The script's text, for the device where it was found; the function itself is not called, for it may hang."""
     inputs = inputs_for(case, implementation, "cpu")
     options = implementation.arguments(case, inputs)
     visible, bias = inputs.mask.rows(0, case.M, case.M, case.N, torch.device("cpu"))
@@ -33,7 +35,7 @@ def script_of(finding: Finding, case: Case, implementation: Implementation, *, s
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
     ).from_string(files(__package__).joinpath("script.py.j2").read_text())
     return template.render(
-        finding=finding, case=case, load=_load_code(implementation),
+        finding=finding, case=case, device=device, load=_load_code(implementation),
         flash_attn=implementation.signature == "flash_attn",
         needs_gradients=case.backward and finding.check != "inference",
         tensors={n: _literal(getattr(inputs, n)) for n in ("q", "k", "v", "do")},

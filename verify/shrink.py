@@ -32,7 +32,7 @@ def shrink(case: Case, first_failing: FirstFailing, *, deadline: float) -> tuple
                 steps += 1
                 break  # start over from the smaller case
         else:
-            return case, steps, True
+            return case, steps, time.monotonic() <= deadline
 
 
 def _rounds(case: Case) -> Iterator[list[Case]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 #: the names of the operations whose result holds whatever was in memory
@@ -13,7 +14,13 @@ ALLOCATIONS = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "n
 
 
 class Listener(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no annotations; nor below
-    """Sees every operation that torch dispatches while it is entered; by itself it only passes them on."""
+    """Sees every operation that torch dispatches while it is entered; by itself it only passes them on.
+
+    A function that `torch.compile` has compiled runs compiled all the same, and is compiled as if nobody listened: what
+    it does inside, in code of its own, is not seen.
+    """
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -23,8 +30,13 @@ class Listener(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's c
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: torch would import its compiler, a second of work, to keep it away from what it never sees."""
+        """Not torch's way: it would import the compiler, a second of work, where nothing is ever compiled."""
         return False
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Else a function called while somebody listens would run uncompiled, with other roundings; for good, even."""
+        return True
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -35,6 +47,15 @@ class Listener(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's c
     def heard(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operation; its result."""
         return func(*args, **kwargs)
+
+
+# torch's compiler would compile a listener that hears an operation of what it compiles: neither this nor what it calls
+set_code_exec_strategy(Listener.__torch_dispatch__.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP))
+
+
+def name_of(func: Any) -> str:
+    """Of an operation, whichever overload; of a higher-order one, such as FlexAttention's."""
+    return str(getattr(func, "overloadpacket", func).__name__)
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:

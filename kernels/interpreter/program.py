@@ -7,6 +7,7 @@ of an `if` runs with its own lanes, and the results are put together again.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -25,6 +26,8 @@ from .operations.context import Context, Launch, integer
 from .operations.table import OPS
 
 Environment: TypeAlias = "list[Any]"  # slot -> array
+#: a function may launch from many threads, and what is prepared once is shared by all of them
+_ONE_AT_A_TIME = threading.RLock()
 _TERMINATORS = frozenset(
     {
         "scf.yield", "scf.condition", "cf.br", "cf.cond_br",
@@ -144,10 +147,10 @@ class Program:
 
         Raises `KernelError` (and its subclasses) with the kernel's source line.
         """
-        self._launch.memory = memory
         total = grid[0] * grid[1] * grid[2]
-        try:
-            with np.errstate(all="ignore"):  # inf and NaN are results here, not accidents
+        with _ONE_AT_A_TIME, np.errstate(all="ignore"):  # inf and NaN are results here, not accidents
+            self._launch.memory = memory
+            try:
                 for start in range(0, total, self._batch):
                     linear = np.arange(start, min(start + self._batch, total))
                     env: Environment = [None] * len(self._slots)
@@ -160,8 +163,8 @@ class Program:
                     for (name, _), value in zip(self.function.arguments, arguments, strict=True):
                         env[self._slots[name]] = value
                     self._walk(self._blocks, 0, env)
-        finally:
-            self._launch.memory = None
+            finally:
+                self._launch.memory = None
 
     def _walk(self, blocks: Sequence[Body], at: int, env: Environment) -> list[Array]:
         """Follow a control-flow graph from block `at`; returns what it returns.  Divergence splits the lanes."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..language.sites import Site
-from ..listening import ALLOCATIONS, Listener, tensors_in
+from ..listening import ALLOCATIONS, Listener, name_of, tensors_in
 from ..numbers.arithmetic import Arithmetic
 from ..numbers.formats import Array
 from .ledger import Ledger
@@ -38,7 +38,7 @@ class HostMode(Listener):
 
     def heard(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operation, and note what it did to memory and to wide numbers."""
-        name = func.overloadpacket.__name__
+        name = name_of(func)
         if _is_view(func):
             return func(*args, **kwargs)
         written = list(_written(func, args, kwargs))
