@@ -48,7 +48,7 @@ def tests(session: nox.Session) -> None:
     """Run the test suite on two processes, with the kernels of other people that it can get."""
     install(session, "tests")
     session.install(*CONSTRAINTS, "--no-deps", *nox.project.dependency_groups(PYPROJECT, "third-party"))
-    session.run("pytest", "-n", "2", "--dist", "worksteal", *session.posargs)
+    session.run("pytest", "-n", "2", "--dist", "worksteal", "--timeout", "600", *session.posargs)
 
 
 @nox.session(default=False, venv_backend="none")

@@ -666,7 +666,11 @@ def _interrupted(arguments: tuple[str, ...], until: Callable[[], bool], *signals
         for number in signals:
             os.killpg(process.pid, number)
             time.sleep(0.01)
-        out, err = process.communicate(timeout=120)
+        try:
+            out, err = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:  # leaving the block would wait for ever
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     deadline = time.monotonic() + 20  # multiprocessing's own helper ends by itself, a little later
     while _running(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -702,9 +706,11 @@ def test_interrupted_survey(times: int) -> None:
     assert "stopped before" in Path("new.html").read_text()
 
 
-def test_terminated_hunt() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_hunt(number: signal.Signals) -> None:
+    """Climbs that wait for a case of theirs are let go; SIGTERM ends the workers too, SIGINT does not."""
     command = ("hunt", "kernels.py:slow", "--workers", "1", "--out", "run")
-    done = _interrupted(command, _some_rows, signal.SIGTERM)
+    done = _interrupted(command, _some_rows, number)
     assert_tidy(done, INTERRUPTED)
     assert {r.phase for r in load(Path("run")).rows} == {"hunt"}
 

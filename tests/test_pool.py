@@ -1,13 +1,17 @@
 """Worker processes: whose fault it is when one of them can do no more."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
+from flashproof.verify import pool as pools
 from flashproof.verify.case import Case
 from flashproof.verify.pool import Pool
 from flashproof.verify.probe import has_gradients
-from flashproof.verify.problems import FlashproofError
+from flashproof.verify.problems import FlashproofError, LostError
 from flashproof.verify.silicon import distances_of
+from pebble import ProcessFuture
+from pebble.pool.base_pool import PoolStatus
 
 PLAIN = Case(B=1, H=1, HK=1, M=8, N=8, D=16, dtype="fp16", regime="normal", seed=0, backward=False)
 
@@ -75,8 +79,9 @@ torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, dead
 """
 
 
-def test_a_device_that_answers_nobody_ends_the_run(tmp_path):
+def test_a_device_that_answers_nobody_ends_the_run(tmp_path, monkeypatch):
     """Every worker finds the device dead before its first task."""
+    monkeypatch.setattr(pools, "_RESTARTS", 2)
     (tmp_path / "dead.py").write_text(_BREAKS.format(when="False") + _DEAD)
     pool = Pool(f"{tmp_path / 'dead.py'}:attention", "cpu", 1, 60.0)
     try:
@@ -93,3 +98,39 @@ def test_a_context_broken_by_a_second_call(pool_of):
     assert result.lost
     assert {row.status for row in result.rows} == {"ok", "crashed"}
     assert {"repeat", "returns"} <= {check.name for check in result.failed}
+
+
+# A kernel that takes a second for each row of its query beyond 8: what runs while something else happens to the pool.
+_SLOW = _BREAKS.replace("import torch\n", "import time\n\nimport torch\n").format(when="time.sleep(query.shape[2] - 8)")
+
+
+def test_whoever_waits_learns_that_the_pool_was_stopped(tmp_path):
+    (tmp_path / "slow.py").write_text(_SLOW)
+    pool = Pool(f"{tmp_path / 'slow.py'}:attention", "cpu", 1, 60.0)
+    assert pool.one(PLAIN, "survey", stores=False).status == "ok"
+    with ThreadPoolExecutor(2) as threads:
+        running, queued = (threads.submit(pool.one, PLAIN.with_(M=30), "survey", stores=False) for _ in range(2))
+        assert wait([running, queued], timeout=0.5).not_done == {running, queued}
+        pool.stop()
+        for each in (running, queued):
+            with pytest.raises(LostError, match="stopped"):
+                each.result(timeout=30)
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_task_that_the_pool_forgets_is_done_by_the_next(pool_of, monkeypatch, broken):
+    """As happens to one that is handed to it at the moment when it breaks, or whose worker dies while it reads it."""
+    monkeypatch.setattr(pools, "_SILENCE", -59.5)  # beyond the limit of 60 seconds
+    theirs = pool_of("False", 1)
+    first = theirs._pool
+
+    def forgotten(*_, **__):
+        if broken:
+            first._context.status = PoolStatus.ERROR
+        return ProcessFuture()
+
+    monkeypatch.setattr(first, "schedule", forgotten)
+    monkeypatch.setattr(theirs, "_started", lambda start=theirs._started: monkeypatch.undo() or start())
+    assert [r.status for r in theirs.evaluate([PLAIN, PLAIN.with_(seed=1)], "survey", stores=False)] == ["ok"] * 2
+    assert theirs._pool is not first
+    assert theirs.call(has_gradients) is True

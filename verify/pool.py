@@ -10,10 +10,11 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, InvalidStateError, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -37,6 +38,10 @@ _ENVIRONMENT = {
 }  # fmt: skip
 _IN_FLIGHT = 4  # tasks queued per worker: enough to keep it busy, few enough to stop quickly
 _RESTARTS = 8  # of a whole pool; what is lost then is not a case's fault, and will not end by itself
+_PULSE = 1.0  # seconds between two looks at whether the pool itself still works
+_SILENCE = (
+    600.0  # seconds beyond a task's limit, a worker's start (which may compile) included, after which it does not
+)
 
 
 class Pool:
@@ -49,6 +54,8 @@ class Pool:
         self._stopped = False
         self.stores: bool | None = None  # what `evaluate` is told of the function; None: each worker finds out
         self._lock = threading.Lock()
+        self._outstanding: set[Any] = set()  # futures
+        self._heard = time.monotonic()  # when a task was last done, or the pool started
         self._pool = self._started()
 
     def _started(self) -> Any:
@@ -59,21 +66,51 @@ class Pool:
         with _worker_environment(), interrupts.blocked():
             if not pool.active:  # asking starts it: its threads and workers inherit what is blocked here
                 raise FlashproofError("no worker process could be started")
+        self._heard = time.monotonic()
         return pool
 
     def _schedule(self, function: Callable[..., Any], *args: Any) -> Any:
-        """A future.  A pool that ended because a worker died between two cases is started anew."""
+        """A future."""
         with self._lock:
             if self._stopped:
                 raise LostError("the run was stopped")
-            if not self._pool.active:
-                self._restarts += 1
-                if self._restarts > _RESTARTS:
-                    name = self._initial[0]
-                    raise FlashproofError(f"worker processes of {name} keep dying between cases; try flashproof replay")
-                self._end()
-                self._pool = self._started()
-            return self._pool.schedule(function, args=args, timeout=self.limit)
+            while True:
+                if not self._pool.active:
+                    self._restart()
+                try:
+                    future = self._pool.schedule(function, args=args, timeout=self.limit)
+                    break
+                except RuntimeError:
+                    if self._pool.active:  # else it broke in between
+                        raise
+            if not self._outstanding:
+                self._heard = time.monotonic()
+            self._outstanding.add(future)
+        future.add_done_callback(self._done)
+        return future
+
+    def _done(self, future: Any) -> None:
+        self._outstanding.discard(future)
+        self._heard = time.monotonic()
+
+    def _wait(self, futures: Sequence[Any]) -> None:
+        """Until one of them is done.
+
+        A pool breaks when a worker dies between two tasks; tasks that are handed to it at that moment it forgets.
+        """
+        while futures and not wait(futures, timeout=_PULSE, return_when=FIRST_COMPLETED).done:
+            with self._lock:
+                silent = time.monotonic() - self._heard > self.limit + _SILENCE
+                if not self._stopped and (silent or not self._pool.active):
+                    self._restart()
+
+    def _restart(self) -> None:
+        self._restarts += 1
+        if self._restarts > _RESTARTS:
+            name = self._initial[0]
+            raise FlashproofError(f"worker processes of {name} keep dying between cases; try flashproof replay")
+        self._end()
+        self._pool = self._started()
 
     def _found_poisoned(self, future: Any) -> bool:
         """Whether a task has yet to be done because its worker's CUDA context was broken before.
@@ -97,8 +134,12 @@ class Pool:
             self._end()
 
     def _end(self) -> None:
+        """Of the pool, with all its threads; whoever waits for one of its tasks learns that it is broken."""
         self._pool.stop()
         self._pool.join()
+        for future in tuple(self._outstanding):
+            with suppress(InvalidStateError):  # cancelled at this moment
+                future.set_exception(BrokenProcessPool("it ended before the task was done"))
 
     def evaluate(self, cases: Iterable[Case], phase: str, **options: Any) -> Iterator[Result]:
         """Results in the order of the cases; a case whose process dies or hangs has a result that says so."""
@@ -116,7 +157,7 @@ class Pool:
                         pending[scheduled(case)] = case
                     if not pending:
                         return
-                    wait([future for future in pending if not future.done()], return_when=FIRST_COMPLETED)
+                    self._wait([future for future in pending if not future.done()])
                     if any(isinstance(f.exception(), BrokenProcessPool) for f in pending if f.done()):
                         # no case's fault: all of them again
                         source = chain(list(pending.values()), source)
@@ -160,8 +201,10 @@ class Pool:
     def _answer(self, future: Any, function: Callable[..., Any], *args: Any) -> Any:
         name = self._initial[0]
         try:
+            self._wait([future])
             while self._found_poisoned(future) or isinstance(future.exception(), BrokenProcessPool):
                 future = self._schedule(called, function, *args)  # no fault of this task
+                self._wait([future])
             return future.result()
         except TimeoutError:
             return LostError(f"{name} gave no result within {self.limit:g} s and was killed")
