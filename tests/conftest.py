@@ -1,7 +1,8 @@
-"""A browser for the tests of pages."""
+"""The order and the threads of the tests, and a browser for those of pages."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,9 @@ import pytest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # more threads than cores wait for each other: thirty times as long
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 CHROMIUM = Path("/usr/bin/chromium")
 QUIET = (
@@ -20,6 +24,11 @@ QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first: else one process would be left alone with them."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")

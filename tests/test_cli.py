@@ -357,6 +357,7 @@ def test_returns_what_is_not_attention(place: Path) -> None:
     assert [f.check for f in load(place / "run").findings] == ["returns"]
 
 
+@pytest.mark.slow
 def test_hangs(place: Path) -> None:
     done = flashproof("verify", "kernels.py:hangs", *SMALL, "--cases", "10", "--case-limit", "2", "--out", "run")
     assert_tidy(done, FAIL)
@@ -368,6 +369,7 @@ def test_hangs(place: Path) -> None:
     assert any(what.startswith("the hunt: ") for what in run.verdict.not_covered)
 
 
+@pytest.mark.slow
 def test_dies(place: Path) -> None:
     done = flashproof("survey", "kernels.py:dies", *SMALL, "--cases", "10", "--out", "run")
     assert_tidy(done, FAIL)

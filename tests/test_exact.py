@@ -177,6 +177,7 @@ ROUNDINGS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ROUNDINGS)
 def test_a_sound_algebra_badly_rounded_passes_here_and_fails_the_gate(fault, tmp_path):
     change, check = ROUNDINGS[fault]

@@ -63,7 +63,7 @@ def gate(folder: Path, *posargs: str) -> Session:
     return session
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_the_gate_of_the_example(folder: Path) -> None:
     first = gate(folder, "base")
     assert first.codes == [0], first.said

@@ -44,6 +44,7 @@ def verified(folder: Path, out: str) -> int:
     return run("verify", "kernel.py:attention", *small, "--out", out, cwd=folder).returncode
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_from_a_baseline_to_a_budget_with_a_reason(tmp_path: Path) -> None:
     run("init", "-q", cwd=tmp_path, program="git")

@@ -135,7 +135,7 @@ def attention(query, key, value, is_causal=False, scale=None):
 """
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_function_that_rounds_less_becomes_the_measure(tmp_path: Path) -> None:
     """Measured: S and P in half precision, then in fp32; another survey of the better one passes as well."""
 

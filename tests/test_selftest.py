@@ -60,6 +60,7 @@ def tried():
         pool.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", GATES)
 def test_without_any_one_check_a_mutant_survives(tried, gate):
     result = selftest(tried.values())

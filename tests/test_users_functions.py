@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -122,3 +123,34 @@ def test_a_compiled_function_is_never_judged_uncompiled(monkeypatch):
     assert ("bound", "out") in {(c.name, c.tensor) for c in results[0].failed}, "the compiled code was not run"
     assert results[1].status == "unsupported"
     assert "torch.compile" in str(results[1].rows[0].message)
+
+
+_PARALLEL = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+
+def part(q, k, v):
+    return sdpa(q, k, v).float().tolist()
+
+
+def attention(query, key, value):
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+        out = processes.submit(part, query.detach(), key.detach(), value.detach()).result(timeout=60)
+    return query.new_tensor(out)
+"""
+
+
+@pytest.mark.parametrize("name", ["mine", "no-name", "v1.2", "torch", "json"])
+def test_a_file_may_have_any_name(name, tmp_path):
+    """It has that itself where no other module has it: processes that it starts import it by that."""
+    path = tmp_path / f"{name}.py"
+    path.write_text(_PARALLEL)
+    theirs = load(f"{path}:attention")
+    own = name in ("mine", "no-name")
+    assert (theirs.function.__module__ == name) == own
+    assert sys.modules["torch"] is torch
+    if own:
+        result = evaluate(CASE.with_(backward=False), theirs, "hunt", stores=False)
+        assert result.status == "ok", result.rows

@@ -117,7 +117,6 @@ class Implementation:
             WrongResultError: it returned something of the wrong kind.
             Exception: whatever else it raised.
         """
-        settle_compiler()
         with contained():
             try:
                 outputs = self._run(case, inputs, gradients, dlse, between, twice)
@@ -161,6 +160,7 @@ class Implementation:
 
     def forward(self, case: Case, inputs: Inputs, leaves: Sequence[Tensor], *, lse: bool = True) -> Any:
         """What the function returns for `leaves`: q, k, v in [B, H, S, D] order; `lse`: with its LSE, if it has one."""
+        settle_compiler()
         options = self.arguments(case, inputs)
         if not lse:
             options.pop(self.lse_option or "", None)
@@ -331,7 +331,7 @@ def recognise(name: str, function: Callable[..., Any], *, has_backward: bool = T
 
 
 def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Of a function, of a module's `forward`, or of what TorchScript made of a function."""
+    """Of a function, of a module's `forward`, or of what TorchScript or torch's compiler made of one."""
     if isinstance(function, torch.jit.ScriptFunction):
         schema: Any = function.schema  # a property, which its stub takes for a method
         kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
@@ -339,5 +339,6 @@ def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Paramete
             a.name: inspect.Parameter(a.name, kind, default=a.default_value if a.has_default_value() else empty)
             for a in schema.arguments
         }
+    function = getattr(function, "_orig_mod", function)  # of a module that was compiled
     called = function.forward if isinstance(function, torch.nn.Module) else function
     return inspect.signature(called).parameters

@@ -62,17 +62,31 @@ def _edited(kind: str, name: str) -> Any:
 def _import_file(path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"no such file: {path}; give path/to/file.py:function")
-    name = f"flashproof_user_{path.stem}"
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:  # the file's own neighbours, as when it is run
+        sys.path.insert(0, folder)
+    name = _name_of(path)
     loader = importlib.util.spec_from_file_location(name, path)
     assert loader is not None and loader.loader is not None
     module = importlib.util.module_from_spec(loader)
     sys.modules[name] = module
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:  # the file's own neighbours, as when it is run
-        sys.path.insert(0, folder)
     with _importing(str(path)), np.errstate():  # what it asks of numpy's errors would hold for ours, too
         loader.loader.exec_module(module)
     return module
+
+
+def _name_of(path: Path) -> str:
+    """Its own, by which a process that it starts can import it; if another module is known by that, another."""
+    known = sys.modules.get(path.stem)
+    at: Any = getattr(known, "__file__", "") if known else getattr(_found(path.stem), "origin", None)
+    return path.stem if at and Path(at).resolve() == path.resolve() else f"flashproof_user_{path.stem}"
+
+
+def _found(name: str) -> Any:
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
 
 
 def _import_module(name: str) -> Any:

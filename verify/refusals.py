@@ -37,7 +37,7 @@ def kind_of(e: Exception) -> Kind:
     """What an exception that a call raised means; `layout`: a refusal if the same call on contiguous inputs runs."""
     if isinstance(e, KernelError):
         return "failure"
-    if isinstance(e, NotImplementedError):
+    if isinstance(e, NotImplementedError) or _of_torchs_compiler(e):
         return "refusal"
     if isinstance(e, _OF_ARGUMENTS) and _of_its_own(e):
         return "refusal"
@@ -54,6 +54,11 @@ def kind_of(e: Exception) -> Kind:
 def is_plain(text: str) -> bool:
     """Whether an error's words say, whatever else, that something is not supported."""
     return bool(_PLAIN.search(text) or _DIMENSION.search(text))
+
+
+def _of_torchs_compiler(e: Exception) -> bool:
+    """Whether `torch.compile(fullgraph=True)` says that it cannot; without a GPU, Triton kernels are beyond it."""
+    return (type(e).__module__, type(e).__name__) == ("torch._dynamo.exc", "Unsupported")
 
 
 def _of_its_own(e: Exception) -> bool:

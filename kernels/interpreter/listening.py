@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .torch_compile import keep_out
 
 #: the names of the operations whose result holds whatever was in memory
 ALLOCATIONS = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"})
@@ -49,8 +50,8 @@ class Listener(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's c
         return func(*args, **kwargs)
 
 
-# torch's compiler would compile a listener that hears an operation of what it compiles: neither this nor what it calls
-set_code_exec_strategy(Listener.__torch_dispatch__.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP))
+# torch's compiler would compile a listener that hears an operation of what it compiles
+keep_out(Listener.__torch_dispatch__)
 
 
 def name_of(func: Any) -> str:

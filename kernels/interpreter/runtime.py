@@ -23,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.compiler.errors import CompilationError
 from triton.language.standard import cdiv
+from triton.runtime.autotuner import Autotuner, Heuristics
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver as active_driver
 from triton.runtime.jit import JITFunction
@@ -35,11 +36,13 @@ from .numbers.arithmetic import Arithmetic
 from .program import Program, argument
 from .session import current
 from .target import PROPERTIES, TARGET
+from .torch_compile import keep_out, let_in
 
 _PROGRAMS_KEPT = 8  # arithmetics that a kernel stays prepared for
 _CACHED = "interpreted.ttir"
 _TEXT = 1  # raise it when what `_generate` makes of a kernel changes
 _ASKED_FOR = "TRITON_INTERPRET"
+_LAUNCHERS = (JITFunction, Autotuner, Heuristics)
 
 
 class CpuDriver(DriverBase):  # type: ignore[misc]  # triton is untyped
@@ -279,6 +282,8 @@ def install() -> None:
     active_driver.set_active(CpuDriver())
     device.answer()
     JITFunction._do_compile = lambda jit, *args: state.prepare(jit, *args)
+    for launcher in _LAUNCHERS:
+        keep_out(launcher.run)
     _installed = state
 
 
@@ -288,6 +293,8 @@ def uninstall() -> None:
     if _installed is None:
         return
     JITFunction._do_compile = _installed.original
+    for launcher in _LAUNCHERS:
+        let_in(launcher.run)
     del knobs.runtime.interpret
     active_driver._active = None
     device.restore()
