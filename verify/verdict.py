@@ -42,14 +42,16 @@ def verdict_of(
         state = "nothing-measured"
     else:
         state = "pass"
+    too_few = sentence([f"{plural(measured, 'case')} gave a result, and a verdict takes {budgets.coverage.min_cases}"])
     exactness = Exactness(
         algebraic=algebraic_answer(algebra),
         bitwise=_bitwise(judgement, rows),
-        accuracy=_accuracy(judgement, places, rows, state),
+        accuracy=_accuracy(judgement, places, rows, state, too_few),
     )
     return Verdict(
         implementation=implementation, verdict=state,
-        sentence=_sentence(judgement, places, implementation, state, exactness, budgets.bias.max_ulp),
+        sentence=f"{implementation}: nothing was judged. {too_few}" if state == "nothing-measured" else
+        _sentence(judgement, places, implementation, state, exactness, budgets.bias.max_ulp, measured),
         exactness=exactness,
         checks=judgement.checks, findings=tuple(findings), cells=judgement.cells, standings=tuple(places),
         not_covered=judgement.not_covered, waived=judgement.waived, allowed=beyond_default(budgets, implementation),
@@ -90,10 +92,12 @@ def _bitwise(judgement: Judgement, rows: Sequence[Row]) -> Answer:
     return Answer(status="same bits" if stable and not differing else "different bits", evidence=sentence(parts))
 
 
-def _accuracy(judgement: Judgement, places: Sequence[Standing], rows: Sequence[Row], state: str) -> Answer:
+def _accuracy(
+    judgement: Judgement, places: Sequence[Standing], rows: Sequence[Row], state: str, too_few: str
+) -> Answer:
     bounds = _of(judgement, "bound")
-    if not bounds or state == "nothing-measured":
-        return Answer(status="not measured", evidence="No case gave a result.")
+    if state == "nothing-measured" or not bounds:
+        return Answer(status="not measured", evidence=too_few if bounds else "No case gave a result.")
     names = (
         "returns",
         "finite",
@@ -181,13 +185,9 @@ def _by_tensor(places: Sequence[Standing]) -> dict[Tensor, list[Standing]]:
 
 def _sentence(
     judgement: Judgement, places: Sequence[Standing], implementation: str, state: str, exactness: Exactness,
-    limit: float,
+    limit: float, cases: int,
 ) -> str:  # fmt: skip
     """No figure in a pass depends on what was drawn: the same kernel gets the same sentence, whatever the seed."""
-    counts = judgement.counts
-    cases = counts.survey + counts.comparison + counts.hunt
-    if state == "nothing-measured":
-        return f"{implementation}: nothing was measured that could be judged ({cases} cases gave a result)."
     refused = sum(line.startswith("refused") for line in judgement.not_covered)
     but = " It refused other cases: see what is not covered." if refused else ""
     if state == "fail":
