@@ -16,8 +16,6 @@ from ..reference import standard
 from ..reference.masks import Mask
 from .implementation import Implementation, recognise
 
-_VARIANTS = 256  # of one function that are compiled in one process: dtypes, head dimensions, masks
-
 
 def _flash() -> Implementation:
     from ..kernels.attention import attention
@@ -107,8 +105,6 @@ def _flex() -> Implementation:
 
     # whole or not at all: past its limit the compiler would quietly run uncompiled
     compiled: Any = torch.compile(flex_attention, dynamic=True, fullgraph=True)
-    dynamo: Any = importlib.import_module("torch._dynamo.config")
-    dynamo.recompile_limit = _VARIANTS
     functorch: Any = importlib.import_module("torch._functorch.config")
     functorch.donated_buffer = False  # which would forbid a second backward
 

@@ -55,7 +55,7 @@ _folder = click.Path(path_type=Path)
 _device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 _case_limit_option = click.option(
     "--case-limit", type=click.FloatRange(0.1), default=None,
-    help="Seconds after which a kernel is killed. [default: the profile's]",
+    help="Seconds after which a kernel is killed. [default: the profile's, or longer if it is compiled first]",
 )  # fmt: skip
 _measuring = _options(
     click.option("--profile", type=click.Choice(["quick", "ci", "deep"]), default="quick", show_default=True,
@@ -118,9 +118,8 @@ def _measure(
     from .profiles import PROFILES
 
     limits = budgets.load(budgets_file)
-    stated: dict[str, Any] = {"survey": cases, "hunt": examples, "case_limit": case_limit}
-    size = replace(PROFILES[profile], **{k: v for k, v in stated.items() if v is not None})
 
+    from .isolation import LONGER, compiles
     from .run import command_line, prepare_folder, run
     from .settings import Settings
     from .worker import prepare
@@ -128,6 +127,10 @@ def _measure(
     console = Console()
     chosen = _device(device)
     implementation = prepare(impl, chosen)
+    size = PROFILES[profile]
+    limit = case_limit or size.case_limit * (LONGER if compiles() else 1)
+    stated = {"survey": cases, "hunt": examples, "case_limit": limit}
+    size = replace(size, **{k: v for k, v in stated.items() if v is not None})
     folder = out or Path("flashproof-run-" + "".join(c if c.isalnum() else "-" for c in impl).strip("-"))
     prepare_folder(folder, force=force)
     settings = Settings(

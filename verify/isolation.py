@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-#: of a function that `torch.compile` compiles in one process: each takes seconds
-VARIANTS = 32
+#: of a function that `torch.compile` compiles in one process: each takes a second or more, and a case asks for three
+VARIANTS = 256
+#: of a case's limit, where it may have to be compiled first
+LONGER = 3
 #: how to read and how to write back each piece of a process's state that changes numbers
 _STATE: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.get_default_dtype, torch.set_default_dtype),
@@ -36,6 +38,11 @@ def broken_context() -> str | None:
     except RuntimeError as e:
         return str(e).splitlines()[0]
     return None
+
+
+def compiles() -> bool:
+    """Whether a module that was loaded here uses torch's compiler: torch itself imports it for that alone."""
+    return "torch._dynamo" in sys.modules
 
 
 def settle_compiler() -> None:
