@@ -25,7 +25,7 @@ from flashproof.reports.hardware import load as load_records
 from flashproof.reports.record import RecordError
 from flashproof.verify.bench import error_of, problems
 from flashproof.verify.case import Case
-from flashproof.verify.cli_hardware import _without_out
+from flashproof.verify.cli.hardware import _without_out
 from flashproof.verify.errors import ulps_between
 from flashproof.verify.implementation import recognise
 from flashproof.verify.loading import load

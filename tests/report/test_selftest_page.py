@@ -275,8 +275,8 @@ def test_the_page_is_a_function_of_the_record() -> None:
 
 
 def test_out_has_all_three_files(tmp_path: Path) -> None:
-    from flashproof.verify.cli_folder import made
-    from flashproof.verify.cli_selftest import _recorded
+    from flashproof.verify.cli.folder import made
+    from flashproof.verify.cli.selftest import _recorded
     from flashproof.verify.problems import UsageError
 
     folder = tmp_path / "a" / "b"

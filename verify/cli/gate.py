@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .cli_folder import writing
+from ..problems import FAIL, NOTHING, PASS, InterruptedRunError, UsageError
+from .folder import writing
 from .github import tell
-from .problems import FAIL, NOTHING, PASS, InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
-    from ..reports.record import Check, Finding
+    from ...reports.record import Check, Finding
 
 _folder = click.Path(path_type=Path)
 VERDICT_CODES = {"pass": PASS, "fail": FAIL, "nothing-measured": NOTHING}
@@ -35,12 +35,12 @@ def gate(run_folder: Path, budgets_file: Path | None, out: Path | None, force: b
 
     A run that was interrupted may fail, but cannot pass.
     """
-    from ..reports import record
-    from . import budgets
+    from ...reports import record
+    from .. import budgets
+    from ..judge import judge
+    from ..run import prepare_folder
+    from ..verdict import verdict_of
     from .console import Console
-    from .judge import judge
-    from .run import prepare_folder
-    from .verdict import verdict_of
 
     limits = budgets.load(budgets_file)
     loaded = record.load(run_folder)
@@ -85,9 +85,9 @@ def report(folders: tuple[Path, ...], out: Path | None) -> None:
 
     A folder may also hold what `bench` or `silicon` wrote, in place of a run or beside one.
     """
-    from ..reports import hardware, html, record
-    from ..reports.rows import write_text_atomic
-    from ..reports.words import size
+    from ...reports import hardware, html, record
+    from ...reports.rows import write_text_atomic
+    from ...reports.words import size
 
     found = {folder: hardware.load(folder) for folder in folders}
     runs = [record.load(f) for f in folders if found[f] is None or (f / "manifest.json").is_file()]
@@ -101,8 +101,8 @@ def report(folders: tuple[Path, ...], out: Path | None) -> None:
 
 def write_reports(folder: Path) -> None:
     """The files that are made from a record, beside it; on GitHub, its summary and annotations too."""
-    from ..reports import html, junit, record, summary
-    from ..reports.rows import write_text_atomic
+    from ...reports import html, junit, record, summary
+    from ...reports.rows import write_text_atomic
 
     loaded = record.load(folder)
     page = summary.summary(loaded)

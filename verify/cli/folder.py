@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .problems import UsageError
+from ..problems import UsageError
 
 
 @contextmanager

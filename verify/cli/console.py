@@ -14,15 +14,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..reports.record import Algebra, Allowed, Answer, Comparison, Share, Verdict
-from ..reports.words import plural, size
-from .case import case_of
+from ...reports.record import Algebra, Allowed, Answer, Comparison, Share, Verdict
+from ...reports.words import plural, size
+from ..case import case_of
 
 if TYPE_CHECKING:
-    from .evaluate import Result
-    from .probe import Fact
-    from .settings import Progress as Report
-    from .yardstick import Straightness
+    from ..evaluate import Result
+    from ..probe import Fact
+    from ..settings import Progress as Report
+    from ..yardstick import Straightness
 
 _MARK = {
     "pass": "[green]pass[/]",

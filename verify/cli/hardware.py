@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli_folder import made, writing
-from .problems import UsageError
+from ..problems import UsageError
+from .folder import made, writing
 
 if TYPE_CHECKING:
-    from ..reports.hardware import Bench, Silicon
+    from ...reports.hardware import Bench, Silicon
 
 _out = click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=None,
                     help="Folder for the record and its tables.")  # fmt: skip
@@ -41,12 +41,12 @@ def bench(implementations: tuple[str, ...], dtypes: tuple[Any, ...], dims: tuple
     if out is not None:
         made(out)
 
-    from ..reports.hardware import Bench, Speed, bench_markdown
-    from .bench import LIMIT, measured, problems, speed_of
+    from ...reports.hardware import Bench, Speed, bench_markdown
+    from ..bench import LIMIT, measured, problems, speed_of
+    from ..pool import Pool
+    from ..problems import LostError
+    from ..worker import prepare
     from .console import Console
-    from .pool import Pool
-    from .problems import LostError
-    from .worker import prepare
 
     names = [prepare(name, "cuda").name for name in implementations or _BESIDE]
     pools = {name: Pool(name, "cuda", 1, LIMIT) for name in names}  # one call at a time: they share the device
@@ -92,13 +92,13 @@ def silicon(implementation: str, cases: int, seed: int, workers: int | None, out
 
     import os
 
-    from ..reports.hardware import Silicon, silicon_markdown
+    from ...reports.hardware import Silicon, silicon_markdown
+    from ..pool import Pool
+    from ..problems import LostError
+    from ..profiles import PROFILES
+    from ..silicon import bias_of, cases_of, distances_of, exact_of, summed
+    from ..worker import prepare
     from .console import Console
-    from .pool import Pool
-    from .problems import LostError
-    from .profiles import PROFILES
-    from .silicon import bias_of, cases_of, distances_of, exact_of, summed
-    from .worker import prepare
 
     loaded = prepare(implementation, "cuda")
     chosen = list(cases_of(loaded, seed, cases))
@@ -135,7 +135,7 @@ def _circumstances() -> dict[str, Any]:
 
     import torch
 
-    from .run import command_line, versions
+    from ..run import command_line, versions
 
     asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
@@ -158,8 +158,8 @@ def _without_out(arguments: list[str]) -> list[str]:
 
 
 def _hand_over(record: Bench | Silicon, text: str, out: Path | None, name: str) -> None:
-    from ..reports.record import write_json_atomic
-    from ..reports.rows import write_text_atomic
+    from ...reports.record import write_json_atomic
+    from ...reports.rows import write_text_atomic
 
     if out is not None:
         with writing(out):

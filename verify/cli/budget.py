@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli_gate import budgets_option
-from .problems import UsageError
+from ..problems import UsageError
+from .gate import budgets_option
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .budgets import Allowance, Budgets
-    from .waivers import Waiver
+    from ..budgets import Allowance, Budgets
+    from ..waivers import Waiver
 
 _folder = click.Path(path_type=Path)
 _SECTIONS_OF_LISTS = ("exception", "waiver")
@@ -30,7 +30,7 @@ def budget() -> None:
 @budgets_option
 def show(budgets_file: Path | None) -> None:
     """Every entry with where it comes from, then exceptions and waivers."""
-    from . import budgets
+    from .. import budgets
     from .console import Console
 
     limits = budgets.load(budgets_file)
@@ -54,13 +54,13 @@ def derive(implementation: str, cases: int, seed: int, out: Path | None) -> None
     """
     from dataclasses import replace
 
-    from ..reports.rows import write_text_atomic
-    from . import budgets
+    from ...reports.rows import write_text_atomic
+    from .. import budgets
+    from ..derive import derived, toml
+    from ..profiles import PROFILES
+    from ..run import command_line
+    from ..worker import prepare
     from .console import Console
-    from .derive import derived, toml
-    from .profiles import PROFILES
-    from .run import command_line
-    from .worker import prepare
 
     if '"' in implementation or "\\" in implementation:
         raise UsageError(f"--implementation {implementation}: a name or a pattern, without quotes and backslashes")
@@ -79,7 +79,7 @@ def derive(implementation: str, cases: int, seed: int, out: Path | None) -> None
 @click.argument("file", type=_folder)
 def check(file: Path) -> None:
     """Whether FILE can be given with --budgets: exit code 0, or 4 and one line that says what is wrong."""
-    from . import budgets
+    from .. import budgets
 
     limits = budgets.load(file)
     own = budgets.file_entries(file)
@@ -88,7 +88,7 @@ def check(file: Path) -> None:
 
 
 def _counted(limits: Budgets) -> str:
-    from ..reports.words import plural
+    from ...reports.words import plural
 
     expired = sum(_expired(w) for w in limits.waivers)
     text = f"{plural(len(limits.exceptions), 'exception')}, {plural(len(limits.waivers), 'waiver')}"

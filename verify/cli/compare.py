@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .cli_folder import made, writing
-from .cli_gate import budgets_option
+from ..problems import FAIL, PASS, InterruptedRunError, NothingError, UsageError
+from .folder import made, writing
+from .gate import budgets_option
 from .github import tell
-from .problems import FAIL, PASS, InterruptedRunError, NothingError, UsageError
 
 if TYPE_CHECKING:
-    from ..reports.drift import Drift, DriftCell, Pairing
-    from ..reports.record import Check, Run
-    from .budgets import Budgets
+    from ...reports.drift import Drift, DriftCell, Pairing
+    from ...reports.record import Check, Run
+    from ..budgets import Budgets
 
 _folder = click.Path(path_type=Path)
 
@@ -36,11 +36,11 @@ def compare(base_folder: Path, head_folder: Path, budgets_file: Path | None, rat
     With --ratchet, cells whose error surely shrank may not grow back: the file of --budgets gets an exception for each,
     never a looser one.  It stays as it is if anything is worse.
     """
-    from ..reports import record
-    from ..reports.drift import annotated, markdown
-    from ..reports.rows import write_text_atomic
-    from ..reports.summary import workflow_commands
-    from . import budgets
+    from ...reports import record
+    from ...reports.drift import annotated, markdown
+    from ...reports.rows import write_text_atomic
+    from ...reports.summary import workflow_commands
+    from .. import budgets
     from .console import Console
     from .console_drift import print_drift
 
@@ -76,12 +76,12 @@ def _ratchet(file: Path, drift: Drift, base: Run, head: Run, limits: Budgets) ->
 
     It does not where it improved by less than an interval is wide, for the gate does not pair.
     """
-    from ..reports.rows import write_text_atomic
-    from ..reports.words import plural
-    from . import budgets
-    from .drift import TOGETHER
-    from .judge import judge, real_regime
-    from .ratchet import exceptions, tightened
+    from ...reports.rows import write_text_atomic
+    from ...reports.words import plural
+    from .. import budgets
+    from ..drift import TOGETHER
+    from ..judge import judge, real_regime
+    from ..ratchet import exceptions, tightened
 
     name = head.manifest.implementation
     cells = tightened(drift.cells, judge(head.rows, limits, name).cells, limits, name)
@@ -109,9 +109,9 @@ def compared(base: Run, head: Run, budgets: Budgets) -> Drift:
     Raises:
         NothingError: no case of one is a case of the other, or no cell has enough of them to tell anything.
     """
-    from ..reports.drift import Drift, Side
-    from .budgets import beyond_default
-    from .drift import TOGETHER, cause, drift_cells, pairing_of, turned
+    from ...reports.drift import Drift, Side
+    from ..budgets import beyond_default
+    from ..drift import TOGETHER, cause, drift_cells, pairing_of, turned
 
     pairing = pairing_of(base.rows, head.rows)
     if not pairing.paired:
@@ -140,7 +140,7 @@ def compared(base: Run, head: Run, budgets: Budgets) -> Drift:
 
 def _checks(run: Run, budgets: Budgets) -> tuple[Check, ...]:
     """Of both runs under the same budgets: what they were judged by when they were made may differ."""
-    from .judge import judge
+    from ..judge import judge
 
     return judge(run.rows, budgets, run.manifest.implementation, algebra=run.verdict.algebra).checks
 
@@ -164,7 +164,7 @@ def _nothing_pairs(base: Run, head: Run, pairing: Pairing) -> str:
 
 
 def _sentence(cells: list[DriftCell], failing: list[Check], pairing: Pairing) -> str:
-    from ..reports.words import plural
+    from ...reports.words import plural
 
     told = [c for c in cells if c.status != "too few"]
     worse, better, suspect = ([c for c in cells if c.status == s] for s in ("worse", "better", "suspect"))

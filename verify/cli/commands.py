@@ -16,14 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from . import interrupts
-from .cli_budget import budget
-from .cli_compare import compare
-from .cli_gate import VERDICT_CODES, budgets_option, gate, report, write_reports
-from .cli_hardware import bench, silicon
-from .cli_reproduce import reproduce
-from .cli_selftest import selftest
-from .problems import (
+from .. import interrupts
+from ..problems import (
     FAIL,
     INTERNAL,
     INTERRUPTED,
@@ -34,10 +28,16 @@ from .problems import (
     InterruptedRunError,
     UsageError,
 )
+from .budget import budget
+from .compare import compare
+from .gate import VERDICT_CODES, budgets_option, gate, report, write_reports
+from .hardware import bench, silicon
+from .reproduce import reproduce
+from .selftest import selftest
 
 if TYPE_CHECKING:
-    from .case import DType
-    from .pool import Pool
+    from ..case import DType
+    from ..pool import Pool
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -113,23 +113,23 @@ def _measure(
 ) -> NoReturn:  # fmt: skip
     from dataclasses import replace
 
-    from . import budgets
+    from .. import budgets
+    from ..profiles import PROFILES
     from .console import Console
-    from .profiles import PROFILES
 
     limits = budgets.load(budgets_file)
 
-    from .isolation import LONGER, compiles
-    from .run import command_line, prepare_folder, run
-    from .settings import Settings
-    from .worker import prepare
+    from ..isolation import LONGER, compiles
+    from ..run import command_line, prepare_folder, run
+    from ..settings import Settings
+    from ..worker import prepare
 
     console = Console()
     chosen = _device(device)
     implementation = prepare(impl, chosen)
     size = PROFILES[profile]
     limit = case_limit or size.case_limit * (LONGER if compiles() else 1)
-    stated = {"survey": cases, "hunt": examples, "case_limit": limit}
+    stated: dict[str, Any] = {"survey": cases, "hunt": examples, "case_limit": limit}
     size = replace(size, **{k: v for k, v in stated.items() if v is not None})
     folder = out or Path("flashproof-run-" + "".join(c if c.isalnum() else "-" for c in impl).strip("-"))
     prepare_folder(folder, force=force)
@@ -167,15 +167,15 @@ def _device(device: str) -> str:
 @_case_limit_option
 def replay(case: str, impl: str | None, device: str, case_limit: float | None) -> None:
     """One case again, printed in full.  CASE is JSON, or a file with a case or a finding."""
-    from .case import parse_case
-    from .regimes import REGIMES
+    from ..case import parse_case
+    from ..regimes import REGIMES
 
     recipe = parse_case(case)
     if recipe.regime not in REGIMES:
         raise UsageError(f"not a case: unknown regime {recipe.regime!r}; there are {', '.join(REGIMES)}")
 
+    from ..worker import prepare
     from .console import Console
-    from .worker import prepare
 
     chosen = _device(device)
     implementation = prepare(impl or _implementation_of(case), chosen)
@@ -190,8 +190,8 @@ def replay(case: str, impl: str | None, device: str, case_limit: float | None) -
 @contextmanager
 def _one_worker(spec: str, device: str, case_limit: float | None) -> Iterator[Pool]:
     """A kernel that dies or hangs does so in there; what it prints is shown."""
-    from .pool import Pool
-    from .profiles import PROFILES
+    from ..pool import Pool
+    from ..profiles import PROFILES
 
     pool = Pool(spec, device, 1, case_limit or PROFILES["quick"].case_limit, quiet=False)
     try:
@@ -218,9 +218,9 @@ def _implementation_of(case: str) -> str:
 @_case_limit_option
 def probe(impl: str, device: str, case_limit: float | None) -> None:
     """What really runs here and by which conventions: measured, not believed."""
+    from ..probe import probe as measure
+    from ..worker import prepare
     from .console import Console
-    from .probe import probe as measure
-    from .worker import prepare
 
     chosen = _device(device)
     implementation = prepare(impl, chosen)
@@ -241,14 +241,14 @@ def exact(impl: str, case_text: str | None, seed: int, workers: int | None, case
     A Triton kernel's own source is run, unmodified, forward and backward.  Exit code 0 if all is equal, 1 if anything
     differs, 5 if nothing could be compared: no Triton kernel, or one that does what no exact arithmetic can.
     """
-    from ..reports.record import Algebra
-    from .algebra import answer
+    from ...reports.record import Algebra
+    from ..algebra import answer
+    from ..exact import compare
+    from ..exact_problems import problems_of
+    from ..pool import Pool
+    from ..profiles import PROFILES
+    from ..worker import prepare
     from .console import Console
-    from .exact import compare
-    from .exact_problems import problems_of
-    from .pool import Pool
-    from .profiles import PROFILES
-    from .worker import prepare
 
     implementation = prepare(impl, "cpu")
     console = Console()
@@ -272,10 +272,10 @@ def exact(impl: str, case_text: str | None, seed: int, workers: int | None, case
 @_case_limit_option
 def attribution(impl: str, dtype: DType, samples: int, seed: int, case_limit: float | None) -> None:
     """Where its rounding error arises: the kernel's own source with one rounding site on at a time, else float64."""
-    from .attribution import attribution as attribute
+    from ..attribution import attribution as attribute
+    from ..profiles import PROFILES
+    from ..worker import prepare
     from .console import Console
-    from .profiles import PROFILES
-    from .worker import prepare
 
     implementation = prepare(impl, "cpu")
     with _one_worker(implementation.name, "cpu", case_limit or PROFILES["ci"].case_limit) as pool:
@@ -289,8 +289,8 @@ def attribution(impl: str, dtype: DType, samples: int, seed: int, case_limit: fl
 @click.option("--bits", type=click.IntRange(128, 4096), default=192, show_default=True, help="Precision of the balls.")
 def truth(seed: int, bits: int) -> None:
     """The float64 truth against certified balls, over every regime: how straight the yardstick is."""
+    from ..yardstick import yardstick
     from .console import Console
-    from .yardstick import yardstick
 
     rows = yardstick(seed, bits)
     Console().yardstick(rows)
@@ -309,7 +309,7 @@ cli.add_command(silicon)
 
 def main() -> None:
     """The `flashproof` script: every error is one line and the right exit code."""
-    from ..reports.record import RecordError
+    from ...reports.record import RecordError
 
     interrupts.heed_termination()
     os.environ.pop("TRITON_INTERPRET", None)  # before triton is imported: its own interpreter cannot do bf16

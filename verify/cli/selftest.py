@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .cli_folder import made, writing
-from .problems import FAIL, PASS, UsageError
+from ..problems import FAIL, PASS, UsageError
+from .folder import made, writing
 
 if TYPE_CHECKING:
-    from ..reports.kills import SelfTest
-    from .settings import Progress
+    from ...reports.kills import SelfTest
+    from ..settings import Progress
 
 _folder = click.Path(path_type=Path, file_okay=False)
 
@@ -48,7 +48,7 @@ def selftest(
     Exit code 0: all mutants are killed (with --quick: nine in ten), every check is the only one to kill some mutant,
     and no clean kernel is flagged.  Otherwise 1.
     """
-    from ..kernels.mutants import MUTANTS, diff_of
+    from ...kernels.mutants import MUTANTS, diff_of
 
     unknown = [n for n in (*names, *([show] if show else [])) if n not in MUTANTS]
     if unknown:
@@ -60,10 +60,10 @@ def selftest(
         click.echo(f"{_written(target)} files in {target}")
         return
 
+    from ..gates import GATES
+    from ..selftest import problems_of
     from .console import Console
     from .console_selftest import print_selftest
-    from .gates import GATES
-    from .selftest import problems_of
 
     if without is not None and without not in GATES:
         raise UsageError(f"no check {without!r}; the gate has {', '.join(GATES)}")
@@ -87,12 +87,12 @@ def selftest(
 def _tried(
     quick: bool, names: tuple[str, ...] | None, clean_cases: int | None, seed: int, workers: int, progress: Progress
 ) -> SelfTest:  # fmt: skip
-    from ..reports.kills import SelfTest
-    from .gates import GATES
-    from .pool import Pool
-    from .run import command_line, versions
-    from .selftest import LIMIT, clean_tried, mutants_tried, peers_asked, rules
-    from .worker import prepare
+    from ...reports.kills import SelfTest
+    from ..gates import GATES
+    from ..pool import Pool
+    from ..run import command_line, versions
+    from ..selftest import LIMIT, clean_tried, mutants_tried, peers_asked, rules
+    from ..worker import prepare
 
     start = time.perf_counter()
     prepare("flash", "cpu")
@@ -114,7 +114,7 @@ def _tried(
 
 def _written(target: Path) -> int:
     """Every mutant as a file that a user could have written, for `flashproof verify FILE:attention`."""
-    from ..kernels.mutants import MUTANTS, source_of
+    from ...kernels.mutants import MUTANTS, source_of
 
     made(target)
     with writing(target):
@@ -124,10 +124,10 @@ def _written(target: Path) -> int:
 
 
 def _recorded(out: Path, result: SelfTest) -> None:
-    from ..reports.record import write_json_atomic
-    from ..reports.rows import write_text_atomic
-    from ..reports.selftest_page import render
-    from ..reports.selftest_summary import markdown
+    from ...reports.record import write_json_atomic
+    from ...reports.rows import write_text_atomic
+    from ...reports.selftest_page import render
+    from ...reports.selftest_summary import markdown
 
     with writing(out):
         write_json_atomic(out / "selftest.json", result)

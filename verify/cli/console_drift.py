@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..reports.drift import Drift, DriftCell
-from ..reports.record import Check
-from ..reports.words import number, plural
+from ...reports.drift import Drift, DriftCell
+from ...reports.record import Check
+from ...reports.words import number, plural
 
 _MARKS = {"worse": "[red]WORSE[/]", "suspect": "[yellow]suspect[/]", "better": "[green]better[/]"}
 _SHOWN = 40

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..reports.kills import SelfTest
+from ...reports.kills import SelfTest
 
 
 def print_selftest(out: Console, result: SelfTest, said: Sequence[str]) -> None:

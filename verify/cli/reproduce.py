@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..reports.published import METHOD
-from .cli_folder import made, writing
+from ...reports.published import METHOD
+from .folder import made, writing
 
 if TYPE_CHECKING:
-    from ..reports.published import Reproductions
-    from .settings import Progress
+    from ...reports.published import Reproductions
+    from ..settings import Progress
 
 _PARTS = ("golden", "fa3", "fa4", "bias", "tiling", "predictors")  # of `reproduce.PARTS`, which takes seconds to import
 
@@ -42,9 +42,9 @@ def reproduce(parts: tuple[str, ...], seeds: int, out: Path | None) -> None:
     if out is not None:
         made(out)
 
-    from ..reports.published import markdown
-    from ..reports.record import write_json_atomic
-    from ..reports.rows import write_text_atomic
+    from ...reports.published import markdown
+    from ...reports.record import write_json_atomic
+    from ...reports.rows import write_text_atomic
     from .console import Console
     from .console_reproduce import print_reproductions
 
@@ -60,10 +60,10 @@ def reproduce(parts: tuple[str, ...], seeds: int, out: Path | None) -> None:
 
 
 def _measured(parts: tuple[str, ...], seeds: int, progress: Progress) -> Reproductions:
-    from ..reports.published import Reproductions
-    from .reproduce import PARTS
-    from .run import command_line, versions
-    from .worker import prepare
+    from ...reports.published import Reproductions
+    from ..reproduce import PARTS
+    from ..run import command_line, versions
+    from ..worker import prepare
 
     prepare("flash", "cpu")
     start, results = time.perf_counter(), []

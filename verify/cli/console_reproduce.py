@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..reports.published import HEADS, METHOD, Reproductions
+from ...reports.published import HEADS, METHOD, Reproductions
 
 _COLOURS = {"confirmed": "green", "confirmed under an assumption": "yellow", "not confirmed": "red"}
 
