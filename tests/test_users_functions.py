@@ -12,7 +12,7 @@ import torch
 from flashproof.kernels import interpreter
 from flashproof.kernels.attention import attention as flash
 from flashproof.verify import isolation
-from flashproof.verify.case import Case
+from flashproof.verify.case import Case, MaskRecipe
 from flashproof.verify.evaluate import evaluate
 from flashproof.verify.implementation import recognise
 from flashproof.verify.loading import load
@@ -154,3 +154,21 @@ def test_a_file_may_have_any_name(name, tmp_path):
     if own:
         result = evaluate(CASE.with_(backward=False), theirs, "hunt", stores=False)
         assert result.status == "ok", result.rows
+
+
+@pytest.mark.parametrize("signature", ["is_causal", "causal"])
+def test_an_option_that_is_on_by_default_is_turned_off_where_it_is_not_meant(signature):
+    """As `functools.partial` makes one, or a kernel written for decoders."""
+
+    def torchs(query, key, value, attn_mask=None, is_causal=True):
+        return sdpa(query, key, value, attn_mask, is_causal=is_causal)
+
+    def flash_attns(q, k, v, causal=True):
+        assert causal is False or q.shape[1] == k.shape[1]
+        return sdpa(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=causal).transpose(1, 2)
+
+    theirs = torchs if signature == "is_causal" else flash_attns
+    masks = [MaskRecipe(), MaskRecipe(causal=True, alignment=recognise("theirs", theirs).alignment)]
+    masks += [MaskRecipe(boolean="random")] if theirs is torchs else []
+    for mask in masks:
+        assert failed(theirs, CASE.with_(mask=mask, N=CASE.M)) == set(), mask

@@ -49,6 +49,7 @@ class Implementation:
     has_backward: bool = True
     unbounded: int | None = None  # how its window option writes a side without a limit
     default_scale: float | None = None  # a number that stands for 1/sqrt(D), where it is one
+    causal_unless_told: bool = False  # its causal option is on by default
     refused: frozenset[str] = frozenset()  # of what its signature has, and `lacks` names: what it was seen to refuse
 
     @property
@@ -174,8 +175,8 @@ class Implementation:
 
     def _flash_attn_options(self, case: Case) -> dict[str, Any]:
         options: dict[str, Any] = {}
-        if case.mask.causal:
-            options["causal"] = True
+        if case.mask.causal or self.causal_unless_told:
+            options["causal"] = case.mask.causal
         if case.scale is not None:
             options["softmax_scale"] = case.scale
         if case.mask.window is not None:
@@ -205,8 +206,8 @@ class Implementation:
             options["attn_mask"] = bias
         elif allowed is not None:
             options["attn_mask"] = allowed
-        if causal:
-            options["is_causal"] = True
+        if causal or self.causal_unless_told:
+            options["is_causal"] = causal
         if case.scale is not None:
             options["scale"] = case.scale
         if case.H != case.HK:
@@ -326,8 +327,9 @@ def recognise(name: str, function: Callable[..., Any], *, has_backward: bool = T
     if default is None and signature == "flash_attn":
         written_as = -1
     scale = next((parameters[o].default for o in ("scale", "softmax_scale") if o in options), None)
+    causal = next((parameters[o].default for o in ("is_causal", "causal") if o in options), False)
     return Implementation(name, function, signature, options, has_backward, written_as,
-                          scale if isinstance(scale, (int, float)) else None)  # fmt: skip
+                          scale if isinstance(scale, (int, float)) else None, causal is True)  # fmt: skip
 
 
 def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
