@@ -13,6 +13,10 @@ from flashproof.verify.refusals import kind_of
 CASE = Case(B=1, H=2, HK=2, M=8, N=8, D=16, dtype="fp16", regime="normal", seed=0)
 
 
+class UnsupportedError(Exception):
+    """A project's own."""
+
+
 def raised(function, *arguments):
     with pytest.raises(Exception) as caught:  # noqa: PT011  (any kind)
         function(*arguments)
@@ -40,7 +44,11 @@ def test_what_the_function_says_of_its_arguments_is_a_refusal(error):
     [
         (RuntimeError("it broke"), "failure"),
         (RuntimeError("D = 40 is not supported"), "refusal"),
+        (RuntimeError("head_dim 3 is not a power of two"), "refusal"),
+        (RuntimeError("D must be 64"), "refusal"),
         (Exception("?"), "failure"),
+        (UnsupportedError("fp32 is not supported"), "refusal"),
+        (UnsupportedError("?"), "failure"),
     ],
 )
 def test_other_errors_of_the_function_are_read_by_their_words(error, kind):

@@ -1,9 +1,10 @@
 """Did a function refuse a problem, or did it fail?  Only a failure counts against it.
 
 A refusal is deliberate: a `raise` or `assert` statement of the function's own code, of a kind that Python keeps for
-arguments, whatever it says.  What else is raised, by libraries and compiled code too, says itself whether something is
-unsupported; words that may also speak of an accident count there only if they name a dimension of attention, or if the
-layout of the inputs turns out to be what was meant.
+arguments, whatever it says; or of any other kind, if it speaks of what is required or supported.  What else is raised,
+by libraries and compiled code too, says itself whether something is unsupported; words that may also speak of an
+accident count there only if they name a dimension of attention, or if the layout of the inputs turns out to be what was
+meant.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Kind = Literal["refusal", "layout", "failure"]
 
 _PLAIN = re.compile(
     r"not (yet |currently )?(support|implement|allow)|unsupported|only (support|accept|work)|no viable"
-    r"|no available kernel|no kernel found|divisible|multiple of",
+    r"|no available kernel|no kernel found|divisible|multiple of|power of (two|2)",
     re.IGNORECASE,
 )
 _DIMENSION = re.compile(
@@ -39,9 +40,9 @@ def kind_of(e: Exception) -> Kind:
         return "failure"
     if isinstance(e, NotImplementedError) or _of_torchs_compiler(e):
         return "refusal"
-    if isinstance(e, _OF_ARGUMENTS) and _of_its_own(e):
-        return "refusal"
     text = str(e)
+    if _of_its_own(e) and (isinstance(e, _OF_ARGUMENTS) or is_plain(text) or _VAGUE.search(text)):
+        return "refusal"
     if not isinstance(e, (ValueError, RuntimeError, AssertionError)):
         return "failure"
     if _LAYOUT.search(text):
