@@ -112,6 +112,13 @@ def imprecise(query, out):
     return out * 1.5
 
 
+@then
+def imprecise_and_never_empty(query, out):
+    if query.shape[2] == 0:
+        raise RuntimeError("boom")
+    return out * 1.5
+
+
 @first
 def hangs(query):
     if query.shape[2] > 60:
@@ -328,6 +335,13 @@ def test_raises_for_odd_lengths(place: Path) -> None:
     assert {(r.status, (r.M or 0) % 2) for r in by_case(run)} == {("raised", 1), ("ok", 0)}
     assert [f.check for f in run.findings] == ["returns"]
     assert (run.findings[0].case["M"], run.findings[0].case["N"], run.findings[0].case["D"]) == (1, 0, 1)
+
+
+def test_a_wrong_result_is_not_shrunk_to_a_case_that_raises(place: Path) -> None:
+    done = flashproof("survey", "kernels.py:imprecise_and_never_empty", *SMALL, "--cases", "6", "--out", "run")
+    assert_tidy(done, FAIL)
+    found = load(place / "run").findings
+    assert ("bound", "out") in {(f.check, f.tensor) for f in found}
 
 
 def test_refuses_everything(place: Path) -> None:
