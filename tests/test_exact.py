@@ -23,6 +23,7 @@ from flashproof.verify.budgets import load as load_budgets
 from flashproof.verify.exact import NEGLIGIBLE, solve
 from flashproof.verify.exact_problems import Problem, problems
 from flashproof.verify.loading import load
+from flashproof.verify.run import may_launch_kernels
 from flint import fmpq
 
 COMMAND = str(Path(sys.executable).with_name("flashproof"))
@@ -300,3 +301,18 @@ def test_attribution_prints_a_table(tmp_path):
     done = run("attribution", "flash", "--samples", "1", cwd=tmp_path)
     assert done.returncode == 0 and "flash_forward:P" in done.stdout and "sum of the parts" in done.stdout
     assert run("attribution", "sdpa-math", "--samples", "1", cwd=tmp_path).returncode == 5
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "may"),
+    [
+        ([("unavailable", "no Triton kernel was launched"), ("refused", "N = 0")], False),
+        ([("unavailable", "no Triton kernel was launched"), ("equal", "")], True),  # in some problems
+        ([("unavailable", "it raised"), ("refused", "N = 0")], True),  # nobody knows
+        ([], False),
+    ],
+)
+def test_whether_there_is_a_kernel_that_a_gpu_would_compile(outcomes, may):
+    case = next(iter(problems(load("flash"), 0, thorough=False))).case.to_dict()
+    comparisons = tuple(Comparison(case=case, arithmetic="exact", status=s, detail=d) for s, d in outcomes)
+    assert may_launch_kernels(Algebra(comparisons=comparisons, shares=())) == may

@@ -35,7 +35,7 @@ from .settings import Progress
 #: relative to the largest element, a quarter of fp16's unit roundoff: an algebra this close rounds to the same numbers
 NEGLIGIBLE = 2.0**-11 / 4
 _SLACK = 15  # digits that rounding in the last place, sums and the condition of the problem may cost
-_NO_KERNEL = "no Triton kernel was launched"
+NO_KERNEL = "no Triton kernel was launched"
 Objects = NDArray[Any]
 
 
@@ -79,7 +79,7 @@ def _compared(implementation: Implementation, case: Case, digits: tuple[int, ...
     inputs = build(case)
     session, outputs = run_in(arithmetics.exact(), implementation, case)
     if session.launches == 0:
-        return dict(status="unavailable", detail=_NO_KERNEL)
+        return dict(status="unavailable", detail=NO_KERNEL)
     truth = rational.attention(inputs.q, inputs.k, inputs.v, inputs.do, inputs.mask, case.softmax_scale)
     wanted = {"out": truth.o, "lse": truth.total, "dq": truth.dq, "dk": truth.dk, "dv": truth.dv}
     mismatches, elements = [], 0
@@ -170,7 +170,7 @@ def _in_digits(implementation: Implementation, case: Case, digits: tuple[int, ..
     for n in digits:
         session, outputs = run_in(arithmetics.precise(n), implementation, case)
         if session.launches == 0:
-            return dict(status="unavailable", detail=_NO_KERNEL)
+            return dict(status="unavailable", detail=NO_KERNEL)
         worst, mismatches, elements = -math.inf, [], 0
         for name, tensor in outputs.tensors().items():
             got = session.values(tensor)

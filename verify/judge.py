@@ -87,7 +87,10 @@ def _excused(rows: Sequence[Row]) -> list[str]:
     cases = {r.case_id for r in rows if r.nonfinite and r.standard_rms is None and "finite" not in failed_in(r)}
     if not cases:
         return []
-    return [f"overflow: in {len(cases)} cases its scores, stored in half precision, overflow as standard attention's"]
+    some = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
+    return [
+        f"overflow: in {some} its result, or scores that it stores in half precision, overflow as standard attention's"
+    ]
 
 
 # -- distributions -----------------------------------------------------------------------------------------------------

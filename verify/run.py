@@ -34,7 +34,7 @@ from .case import UNIT_ROUNDOFF, Case, MaskRecipe
 from .comparison import PHASE, comparison, stages, still_open
 from .draws import Draws
 from .evaluate import Result
-from .exact import compare
+from .exact import NO_KERNEL, compare
 from .exact_problems import gradients_of, problems
 from .findings import findings_of, write_finding
 from .hunt import hunt
@@ -46,7 +46,7 @@ from .problems import LostError, UsageError
 from .profiles import Profile
 from .regimes import REGIMES
 from .settings import Progress, Settings
-from .shapes import HEADS, MANY
+from .shapes import HEADS, LONG, MANY
 from .storing import stores_scores
 from .survey import LAYOUTS, mask_templates, simplified, survey
 from .verdict import verdict_of
@@ -132,7 +132,7 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
             write_finding(out / "findings", number, finding, implementation, stores_scores=bool(pool.stores),
                           device=settings.device)  # fmt: skip
         missing = [*not_covered(implementation, settings.profile), *left_out]
-        if settings.device == "cpu" and algebra is not None and algebra.comparisons:
+        if settings.device == "cpu" and may_launch_kernels(algebra):
             missing.append(_INTERPRETED)
         judgement = judge(rows, settings.budgets, settings.spec, missing, algebra)
         seconds = time.perf_counter() - start
@@ -198,6 +198,13 @@ def _stores_scores(pool: Pool) -> bool:
         return pool.call(stores_scores)
     except LostError:
         return True
+
+
+def may_launch_kernels(algebra: Algebra | None) -> bool:
+    """Whether there is a Triton kernel in the function, for all that is known."""
+    comparisons = algebra.comparisons if algebra is not None else ()
+    ran = any(c.status in ("equal", "different") for c in comparisons)
+    return ran or (bool(comparisons) and not any(c.detail == NO_KERNEL for c in comparisons))
 
 
 _INTERPRETED = (
@@ -325,7 +332,8 @@ def not_covered(implementation: Implementation, profile: Profile) -> list[str]:
     missing = [reason for p in probes if (reason := implementation.lacks(p)) is not None]
     missing += ["the log-sum-exp"] if implementation.lse_option is None else []
     missing += [f"the option {o}" for o in UNTESTED if o in implementation.options]
-    missing.append(f"sequences longer than {profile.max_length}, head dimensions other than those of the profile")
+    long = f"sequences longer than {profile.max_length} (one axis beside a short one: than {max(LONG)})"
+    missing.append(f"{long}, head dimensions other than those of the profile")
     batch, heads = max(B for B, _, _ in MANY), max(H for H, _ in (*HEADS, *(many[1:] for many in MANY)))
     missing.append(f"more than {batch} batch elements, more than {heads} heads")
     if implementation.lacks(base.with_(mask=MaskRecipe(bias="random"), backward=False)) is None:
