@@ -172,3 +172,19 @@ def test_an_option_that_is_on_by_default_is_turned_off_where_it_is_not_meant(sig
     masks += [MaskRecipe(boolean="random")] if theirs is torchs else []
     for mask in masks:
         assert failed(theirs, CASE.with_(mask=mask, N=CASE.M)) == set(), mask
+
+
+@pytest.mark.parametrize(("M", "N"), [(0, 40), (33, 0)])
+def test_where_there_is_nothing_to_attend_the_output_may_be_a_constant(M, N):
+    def attention(query, key, value):
+        if query.shape[2] * key.shape[2] == 0:
+            return torch.zeros_like(query)
+        return sdpa(query, key, value)
+
+    def in_chunks(query, key, value):
+        return torch.cat([query[:, :, :0], *(sdpa(q, key, value) for q in query.split(8, 2) if q.numel())], 2)
+
+    for function in (attention, in_chunks):
+        assert failed(function, CASE.with_(M=M, N=N)) == set()
+    detached = evaluate(CASE, recognise("theirs", lambda query, key, value: sdpa(query, key, value).detach()), "survey")
+    assert detached.status == "wrong-result"

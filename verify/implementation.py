@@ -145,7 +145,8 @@ class Implementation:
         lse = None if raw_lse is None else self._finished(raw_lse)
         if not case.backward:
             return Outputs(out.detach(), lse)
-        if not out.requires_grad:
+        constant = case.M * case.N == 0  # the output: to have no gradient is to have zeros
+        if not out.requires_grad and not constant:
             raise WrongResultError("the output is not connected to q, k and v: it has no gradient")
         do = inputs.do if self.signature == "sdpa" else inputs.do.transpose(1, 2)
         results, backwards = [out if self.signature == "sdpa" else out.transpose(1, 2)], [do]
@@ -156,8 +157,10 @@ class Implementation:
         if between is not None:
             self.forward(case, between, [x.detach() for x in (between.q, between.k, between.v)])
         asked = {n: leaf for n, leaf in zip(given, leaves, strict=True) if leaf.requires_grad}
-        found = _differentiated(results, asked, backwards, retain=twice)
-        return Outputs(out.detach(), lse, **(_again(results, asked, backwards) if twice else found))
+        if not out.requires_grad:
+            return Outputs(out.detach(), lse, **{n: torch.zeros_like(x) for n, x in asked.items()})
+        found = _differentiated(results, asked, backwards, constant=constant, retain=twice)
+        return Outputs(out.detach(), lse, **(_again(results, asked, backwards, constant) if twice else found))
 
     def forward(self, case: Case, inputs: Inputs, leaves: Sequence[Tensor], *, lse: bool = True) -> Any:
         """What the function returns for `leaves`: q, k, v in [B, H, S, D] order; `lse`: with its LSE, if it has one."""
@@ -258,9 +261,9 @@ class Implementation:
 
 
 def _differentiated(
-    results: list[Tensor], leaves: dict[str, Tensor], backwards: list[Tensor], *, retain: bool = False
+    results: list[Tensor], leaves: dict[str, Tensor], backwards: list[Tensor], *, constant: bool, retain: bool = False
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The gradients by name; a missing one, or one of another shape, is a wrong result."""
+    """The gradients by name; one of another shape is a wrong result, as is a missing one of no `constant`."""
     tensors = list(leaves.values())
     found: tuple[Tensor | None, ...]
     try:
@@ -274,6 +277,8 @@ def _differentiated(
             x.grad = None
     gradients = {}
     for (name, leaf), gradient in zip(leaves.items(), found, strict=True):
+        if gradient is None and constant:
+            gradient = torch.zeros_like(leaf)
         if gradient is None:
             raise WrongResultError(f"{name} is missing: the output does not depend on that input")
         if gradient.shape != leaf.shape:
@@ -282,10 +287,12 @@ def _differentiated(
     return gradients
 
 
-def _again(results: list[Tensor], leaves: dict[str, Tensor], backwards: list[Tensor]) -> dict[str, Tensor]:
+def _again(
+    results: list[Tensor], leaves: dict[str, Tensor], backwards: list[Tensor], constant: bool
+) -> dict[str, Tensor]:  # fmt: skip
     """The gradients of a second backward.  A function may free its buffers in the first: then it raises whatever."""
     try:
-        return _differentiated(results, leaves, backwards)
+        return _differentiated(results, leaves, backwards, constant=constant)
     except (KernelError, WrongResultError):
         raise
     except Exception as e:
