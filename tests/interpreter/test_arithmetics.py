@@ -297,3 +297,29 @@ def test_rounding_at_one_site_only():
     p = np.abs(values(arithmetics.only("flash_forward:P")) - clean).max()
     scores = np.abs(values(arithmetics.only("scores")) - clean).max()
     assert 1e-4 < p < 1e-2 and 0 < scores < 1e-5
+
+
+@triton.jit
+def thirds(x, out):
+    i = tl.arange(0, 16)
+    tl.store(out + i, tl.load(x + i) / 3.0)
+
+
+@pytest.mark.parametrize("narrow", [lambda o: o.bfloat16(), lambda o: torch.empty(16, dtype=torch.bfloat16).copy_(o)])
+def test_what_the_host_narrows_is_rounded_there(narrow):
+    x = torch.arange(1.0, 17.0)
+
+    def values(arithmetic):
+        out = torch.empty(16)
+        with interpreter.interpret(arithmetic) as run:
+            thirds[(1,)](x, out)
+            return run.values(narrow(out)), run.values(out.double())
+
+    third = x.double().numpy() / 3.0
+    for site in ("no such site", "output"):
+        narrowed, widened = values(arithmetics.only(site))
+        np.testing.assert_array_equal(narrowed, widened)
+    narrowed, widened = values(arithmetics.only("host"))
+    np.testing.assert_array_equal(narrowed, FORMATS["bf16"].round(third))
+    np.testing.assert_array_equal(widened, third)
+    assert [str(n) for n in values(arithmetics.exact())[0][:2]] == ["1/3", "2/3"]

@@ -17,7 +17,7 @@ from ..language.sites import Site
 from ..listening import ALLOCATIONS, Listener, name_of, tensors_in
 from ..numbers.arithmetic import Arithmetic
 from ..numbers.formats import Array
-from .ledger import Ledger
+from .ledger import ELEMENTS, Ledger
 from .tracking import Tracker
 
 _COPIES = frozenset({"_to_copy", "clone", "copy_", "contiguous"})
@@ -85,8 +85,13 @@ class HostMode(Listener):
         try:
             if name in _COPIES:
                 source = args[1] if name == "copy_" else args[0]
+                target = kwargs.get("dtype") or args[0].dtype
+                if not (_floating(source) and target.is_floating_point):
+                    return None
                 out = np.broadcast_to(self._wide(source), args[0].shape)
-                return out if _floating(args[0]) and _floating(source) else None
+                if target == source.dtype or target.itemsize > source.dtype.itemsize:
+                    return out
+                return a.cast(out, ELEMENTS[source.dtype], ELEMENTS[target], toward_zero=False)
             if base in _BINARY and not kwargs and all(_floating(x) or not isinstance(x, torch.Tensor) for x in args):
                 x, y = (self._wide(x).reshape(-1, *_shape(x)) for x in args[:2])
                 return np.asarray(a.binary(_BINARY[base], x, y, "f32")[0])

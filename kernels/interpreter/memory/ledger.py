@@ -15,7 +15,7 @@ from ..language.ttir import Location
 from ..numbers.arithmetic import Arithmetic
 from ..numbers.formats import STORAGE, Array, decode, storage_bytes
 
-_ELEMENTS = {
+ELEMENTS = {
     torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16",
     torch.float8_e4m3fn: "f8E4M3FN", torch.float8_e5m2: "f8E5M2",
 }  # fmt: skip
@@ -92,7 +92,7 @@ class Ledger:
 
 def numbers(tensor: torch.Tensor) -> Array:
     """The elements of a floating CPU tensor as float32 or float64, exact; no torch operation takes part."""
-    element = _ELEMENTS[tensor.dtype]
+    element = ELEMENTS[tensor.dtype]
     size = STORAGE[element].itemsize
     raw = storage_bytes(tensor)
     return decode(strided(raw[: raw.size // size * size].view(STORAGE[element]), tensor), element)
