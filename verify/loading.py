@@ -29,6 +29,8 @@ def load(spec: str) -> Implementation:
     if spec in BUILTIN:
         return BUILTIN[spec]()
     target, colon, attribute = spec.rpartition(":")
+    if Path(spec.rstrip(":")).is_file():
+        raise UsageError(f"{spec} names no function: give {spec.rstrip(':')}:function")
     if not colon or not target or not attribute:
         raise UsageError(
             f"unknown implementation {spec!r}: use one of {', '.join(BUILTIN)}, "
