@@ -297,6 +297,8 @@ def test_file_that_does_not_import(place: Path, content: str, says: str) -> None
     ("spec", "says"),
     [
         ("nowhere.py:attention", ("no such file: nowhere.py", "path/to/file.py:function")),
+        ("kernels.py", ("kernels.py names no function", "give kernels.py:function")),
+        ("kernels.py:", ("kernels.py: names no function", "give kernels.py:function")),
         ("kernels.py:atention", ("has no 'atention'", "attention, ")),
         ("kernels.py:number", ("int", "name a function")),
         ("kernels.py:too_few", ("foreign signature", "expected torch's")),
@@ -743,6 +745,17 @@ def test_interrupted_survey(times: int) -> None:
     assert snapshot(Path("run")) == before
     assert_tidy(flashproof("report", "run", "--out", "new.html"), PASS)
     assert "stopped before" in Path("new.html").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_while_torch_is_imported(place: Path, number: signal.Signals) -> None:
+    """Its C++ would make an abort of an exception."""
+    kill = f"import os\n\ntry:\n    os.kill(os.getpid(), {int(number)})\n"
+    (place / "torch").mkdir()
+    (place / "torch" / "__init__.py").write_text(f"{kill}except BaseException:\n    os.abort()\n")
+    path = os.pathsep.join(filter(None, (str(place), os.environ.get("PYTHONPATH"))))
+    done = flashproof("verify", "flash", env={"PYTHONPATH": path})
+    assert (done.returncode, done.stderr) == (INTERRUPTED, "flashproof: interrupted\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from .problems import INTERRUPTED
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def heed_termination() -> None:
+def heed() -> None:
     """SIGTERM, with which CI ends a job, is an interruption like Ctrl-C: its default leaves workers behind."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us has it ignored
+        signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(*_: Any) -> None:
+    """Raise a KeyboardInterrupt; or end at once while torch is being imported, whose C++ would abort on one."""
+    if getattr(getattr(sys.modules.get("torch"), "__spec__", None), "_initializing", False):
+        os.write(2, b"flashproof: interrupted\n")
+        os._exit(INTERRUPTED)
+    raise KeyboardInterrupt
 
 
 @contextmanager

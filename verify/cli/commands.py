@@ -311,7 +311,7 @@ def main() -> None:
     """The `flashproof` script: every error is one line and the right exit code."""
     from ...reports.record import RecordError
 
-    interrupts.heed_termination()
+    interrupts.heed()
     os.environ.pop("TRITON_INTERPRET", None)  # before triton is imported: its own interpreter cannot do bf16
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.devnull)  # else it leaves a folder where the user is
     try:
