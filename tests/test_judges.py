@@ -337,6 +337,32 @@ def test_invariance_rejects_a_gradient_that_is_wrong_only_when_it_alone_is_asked
     assert any("dq alone asked for" in d for d in details)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda lse, graph: not lse, "without the log-sum-exp"),
+        (lambda lse, graph: not lse and not graph, "without gradients and log-sum-exp"),
+        (lambda lse, graph: False, None),
+    ],
+)
+def test_invariance_rejects_what_is_wrong_only_where_no_log_sum_exp_is_asked_for(wrong, words):
+    """As most callers call it: `return_lse` is off by default."""
+
+    def attention(query, key, value, return_lse=False):
+        o = sound(query, key, value)
+        if wrong(return_lse, query.requires_grad):
+            o = o * (1 + 2.0**-5)
+        if not return_lse:
+            return o
+        s = query.float() @ key.float().repeat_interleave(query.shape[1] // key.shape[1], 1).mT
+        return o, torch.logsumexp(s * query.shape[-1] ** -0.5, -1)
+
+    case = CASE.with_(HK=2)
+    failed = evaluate(case, recognise("planted", attention), "survey", relations=100).failed
+    assert {c.name for c in failed} == ({"invariance"} if words else set())
+    assert any(c.detail.startswith(words) for c in failed) if words else not failed
+
+
 class _Saving(torch.autograd.Function):
     """Attention without a mask, its backward written by hand; `after` is done to the P that was saved."""
 

@@ -104,13 +104,13 @@ class Implementation:
 
     def __call__(
         self, case: Case, inputs: Inputs, gradients: tuple[str, ...] = ("dq", "dk", "dv"), *,
-        dlse: Tensor | None = None, between: Inputs | None = None, twice: bool = False,
+        dlse: Tensor | None = None, between: Inputs | None = None, twice: bool = False, lse: bool = True,
     ) -> Outputs:  # fmt: skip
         """Forward, and backward if the case asks for it.
 
         Only the `gradients` named are asked for; `dlse` [B, H, M] comes back through the LSE as well; between forward
         and backward the function is called on other inputs of the same shape; `twice` goes back over the same graph
-        a second time, and has the gradients of that.
+        a second time, and has the gradients of that; `lse`: the LSE is asked for, if the function has one.
 
         Raises:
             RefusedError: the function does not take this problem and says so (`refusals`).
@@ -120,7 +120,7 @@ class Implementation:
         """
         with contained():
             try:
-                outputs = self._run(case, inputs, gradients, dlse, between, twice)
+                outputs = self._run(case, inputs, gradients, dlse, between, twice, lse)
                 if inputs.q.is_cuda:
                     torch.cuda.synchronize()  # what goes wrong on the device is raised here and not later
                 return outputs
@@ -135,13 +135,13 @@ class Implementation:
 
     def _run(
         self, case: Case, inputs: Inputs, gradients: tuple[str, ...], dlse: Tensor | None, between: Inputs | None,
-        twice: bool,
+        twice: bool, with_lse: bool,
     ) -> Outputs:  # fmt: skip
         given = {"dq": inputs.q, "dk": inputs.k, "dv": inputs.v}
         leaves = [x.detach().requires_grad_(case.backward and n in gradients) for n, x in given.items()]
         with contained():  # it may be called again, and backward
-            result = self.forward(case, inputs, leaves)
-        out, raw_lse = self._unpack(result, case, inputs.q.device)
+            result = self.forward(case, inputs, leaves, lse=with_lse)
+        out, raw_lse = self._unpack(result, case, inputs.q.device, with_lse=with_lse)
         lse = None if raw_lse is None else self._finished(raw_lse)
         if not case.backward:
             return Outputs(out.detach(), lse)
@@ -228,10 +228,12 @@ class Implementation:
         left, right = (self.unbounded if w is None else w for w in window)
         return left, right
 
-    def _unpack(self, result: Any, case: Case, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        lse = None
+    def _unpack(
+        self, result: Any, case: Case, device: torch.device, *, with_lse: bool
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        lse, asked = None, self.lse_option if with_lse else None
         if isinstance(result, (tuple, list)) and result:
-            lse = result[1] if len(result) > 1 and self.lse_option else None
+            lse = result[1] if len(result) > 1 and asked else None
             result = result[0]
         if not isinstance(result, Tensor):
             raise WrongResultError(f"the function returned {type(result).__name__}, not a tensor")
@@ -245,9 +247,9 @@ class Implementation:
             raise WrongResultError(f"the output is {out.dtype}, not the inputs' {DTYPES[case.dtype]}")
         if out.device != device:
             raise WrongResultError(f"the output is on {out.device}, the inputs are on {device}")
-        if self.lse_option is not None:
+        if asked is not None:
             if not isinstance(lse, Tensor):
-                raise WrongResultError(f"{self.lse_option}=True returned no log-sum-exp")
+                raise WrongResultError(f"{asked}=True returned no log-sum-exp")
             if tuple(lse.shape) != shape[:3]:
                 raise WrongResultError(f"the log-sum-exp has shape {tuple(lse.shape)}, not {shape[:3]}")
             if lse.device != device:

@@ -254,5 +254,16 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
     return Twin(case, inputs, dict.fromkeys(GRADIENTS, same), dlse=dlse)
 
 
+@_relation("without the log-sum-exp")
+def _(case: Case, inputs: Inputs) -> Twin | None:
+    """As nearly every caller calls it: many functions return from another branch, or launch another kernel."""
+    return Twin(case, inputs, dict.fromkeys(("out", *GRADIENTS), same), lse=False)
+
+
+@_relation("without gradients and log-sum-exp")
+def _(case: Case, inputs: Inputs) -> Twin | None:
+    return Twin(case.with_(backward=False), inputs, {"out": same}, lse=False) if case.backward else None
+
+
 for _name in GRADIENTS:
     RELATIONS[f"{_name} alone asked for"] = _gradient_alone(_name)

@@ -43,14 +43,14 @@ class Again:
 
     def __call__(
         self, case: Case, inputs: Inputs, *args: Any, dlse: Tensor | None = None, between: Inputs | None = None,
-        twice: bool = False,
+        twice: bool = False, lse: bool = True,
     ) -> Outputs:  # fmt: skip
         there, here = self.inputs.q.device, inputs.q.device
         dlse = None if dlse is None else dlse.to(there)
         between = None if between is None else between.to(there)
         try:
             placed = self.inputs if inputs is self.given else inputs.to(there)
-            outputs = self.implementation(case, placed, *args, dlse=dlse, between=between, twice=twice)
+            outputs = self.implementation(case, placed, *args, dlse=dlse, between=between, twice=twice, lse=lse)
             return outputs.to(here)
         finally:
             guards.inputs_unchanged(self.before, self.inputs)
@@ -85,7 +85,8 @@ def invariances(again: Again, posed: Posed, first: dict[str, Tensor], count: int
     possible = (
         (name, twin)
         for name, twin in twins(posed.case, posed.inputs)
-        if implementation.lacks(twin.case) is None and (twin.dlse is None or implementation.lse_option is not None)
+        if implementation.lacks(twin.case) is None
+        and ((twin.dlse is None and twin.lse) or implementation.lse_option is not None)
     )
     return [c for name, twin in islice(possible, count) for c in _related(name, twin, again, posed, first)]
 
@@ -95,8 +96,9 @@ def _related(name: str, twin: Twin, again: Again, posed: Posed, first: dict[str,
     try:
         with guards.known_memory():
             results = again(
-                twin.case, twin.inputs, twin.gradients, dlse=twin.dlse, between=twin.between, twice=twin.twice
-            ).tensors()
+                twin.case, twin.inputs, twin.gradients, dlse=twin.dlse, between=twin.between, twice=twin.twice,
+                lse=twin.lse,
+            ).tensors()  # fmt: skip
     except RefusedError:
         return []
     except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)

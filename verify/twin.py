@@ -42,6 +42,7 @@ class Twin:
     dlse: Tensor | None = None  # a gradient that comes back through the LSE [B, H, M]; truth and bound are then its own
     between: Inputs | None = None  # what the function is called on between forward and backward
     twice: bool = False  # the gradients are those of a second backward over the same graph
+    lse: bool = True  # the log-sum-exp is asked for
 
 
 _ROOM = 256.0  # terms of a sum
