@@ -110,16 +110,17 @@ def test_masks_lie_in_memory_as_the_layout_says(layout, sizes):
             assert torch.equal(was.expand(3, 2, base.M, base.N), x.expand(3, 2, base.M, base.N))
             if sizes:
                 continue
+            alike = x.shape[-2] == 1  # a single row
             heads = x.dim() > 2 and x.shape[:-2].numel() > 1
             expected = {
-                "bshd": not heads, "packed": False, "gaps": False, "columns": False,
+                "bshd": alike or not heads, "packed": False, "gaps": False, "columns": alike,
                 "expanded": was.shape == (3, 2, base.M, base.N),
             }  # fmt: skip
             assert x.is_contiguous() == expected.get(layout, True)
             if layout == "expanded" and was.shape != x.shape:
                 assert 0 in x.stride()[:2]
     assert other.key_lengths.is_contiguous() == (layout != "gaps")
-    assert len(shapes) == (1 if layout == "expanded" else 6)
+    assert len(shapes) == (1 if layout == "expanded" else 6 if base.M == 1 else 8)
 
 
 def test_masks_come_in_every_shape_that_broadcasts():
@@ -131,6 +132,8 @@ def test_masks_come_in_every_shape_that_broadcasts():
         (1, 1, 40, 48),
         (40, 48),
         (2, 40, 48),
+        (2, 1, 1, 48),
+        (2, 1, 48),
     }
 
 
@@ -194,13 +197,13 @@ def test_survey_covers_what_it_promises(quick):
 
 
 def test_every_kind_of_shape_comes_in_a_round(quick):
-    """A round is 35 cases; what is rare in it comes once."""
+    """What is rare in a round comes once."""
     for promise in (
         lambda c: c.M == 0 < c.N,
         lambda c: c.N == 0 < c.M,
         lambda c: c.N > 256 > 8 > c.M,
         lambda c: c.M > 256 > 8 > c.N,
-        lambda c: c.B * c.H > 16,
+        lambda c: c.B * c.H >= 16,
     ):
         for begin in range(0, 10 * len(ROUND), len(ROUND)):
             assert any(promise(c) for c in quick[begin : begin + len(ROUND)])

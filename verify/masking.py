@@ -21,7 +21,9 @@ def drawn_mask(case: Case) -> Mask:
     recipe, (B, H, M, N) = case.mask, (case.B, case.H, case.M, case.N)
     allowed = bias = lengths = None
     draws = Draws(case.seed, "mask")
-    shape = draws.choice(((B, H, M, N), (B, 1, M, N), (1, H, M, N), (1, 1, M, N), (M, N), (H, M, N)))
+    each = ((B, H, M, N), (B, 1, M, N), (1, H, M, N), (1, 1, M, N), (M, N), (H, M, N))
+    alike = ((B, 1, 1, N), (H, 1, N))  # for all queries: padding as a bias, ALiBi by the key's place
+    shape = draws.choice((*each, *alike))
     if recipe.boolean is not None:
         seen = torch.from_numpy(Draws(case.seed, "boolean").uniform(*shape) < 0.7)
         if recipe.boolean == "empty-rows":
@@ -32,7 +34,7 @@ def drawn_mask(case: Case) -> Mask:
     if recipe.bias is not None:
         values = Draws(case.seed, "bias").normal(*shape)
         if recipe.bias == "alibi":
-            distance = np.abs(np.arange(M)[:, None] - np.arange(N)[None, :])
+            distance = np.abs(np.arange(shape[-2])[:, None] - np.arange(N)[None, :])
             values = np.broadcast_to(-0.125 * distance, shape).copy()
         elif recipe.bias == "hidden":
             values[Draws(case.seed, "hidden").uniform(*shape) < 0.3] = -np.inf
