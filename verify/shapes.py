@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .draws import Draws
 
-#: lengths where kernels break: one, tile edges, primes
+#: lengths where kernels break: one, tile edges, primes; "any" has the others, as 12 and 100, which are 4 modulo 8
 LENGTHS = (1, 2, 3, 5, 7, 13, 15, 16, 17, 23, 31, 32, 33, 47, 61, 63, 64, 65, 79, 95, 96, 97, 113, 127, 128, 129, 130,
            191, 193, 251, 255, 256, 257, 299, 383, 385, 509, 511, 512, 513, 769, 1021, 1023, 1024, 1025)  # fmt: skip
 #: what a kernel may meet on one axis in any profile: the other axes are short then, so that it costs little
@@ -14,7 +14,8 @@ LONG = (257, 511, 513, 1023, 1025, 2049)
 SHORT = (1, 2, 3, 5)
 
 HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (3, 1), (4, 4), (6, 2), (6, 3))  # H, HK
-MANY = ((17, 1, 1), (9, 2, 1), (5, 4, 4), (1, 16, 16), (1, 32, 8), (2, 12, 4))  # B, H, HK
+#: B, H, HK: more of them than a tile of few holds; the groups of 7, 8 and 16 are of models in use
+MANY = ((17, 1, 1), (9, 2, 1), (5, 4, 4), (1, 16, 16), (1, 32, 8), (2, 12, 4), (3, 8, 1), (2, 14, 2), (1, 32, 2))
 _BATCHES = (1, 1, 2, 2, 3)
 _ONE = ((1, 1, 1), (1, 2, 1), (2, 1, 1))  # B, H, HK where an axis is long
 
@@ -28,6 +29,9 @@ def lengths_up_to(limit: int) -> tuple[int, ...]:
 
 def _lengths(kind: str, draws: Draws, limit: int) -> Lengths:
     usual = lengths_up_to(limit)
+    if kind == "any":
+        M, N = (int(x) for x in draws.integers(1, limit + 1, 2))
+        return M, N
     if kind == "square":
         M = draws.choice(usual)
         return M, M
@@ -43,7 +47,7 @@ def _lengths(kind: str, draws: Draws, limit: int) -> Lengths:
 OWN_HEADS = {"many keys": _ONE, "many queries": _ONE, "many heads": MANY}
 #: one round: how often each kind comes; "plain" cases are `plain.plain_case`
 ROUND = (
-    *["free"] * 14, *["square"] * 11, *["plain"] * 4, *["decoding"] * 2,
+    *["free"] * 12, *["any"] * 4, *["square"] * 9, *["plain"] * 4, *["decoding"] * 2,
     "no queries", "no keys", "many keys", "many queries", "many heads",
 )  # fmt: skip
 
