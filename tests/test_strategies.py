@@ -189,6 +189,8 @@ def test_survey_covers_what_it_promises(quick):
         lambda c: c.N % 8 == 4,
         lambda c: c.H > c.HK > 1,
         lambda c: c.H // c.HK >= 8 > c.HK > 1,
+        lambda c: c.mask.causal and c.mask.window is not None and c.mask.window[0] and c.mask.window[1] == 0,
+        lambda c: c.mask.window is not None and c.mask.window[0] in (63, 64) and c.N > 64,
         lambda c: c.HK == 1 < c.H,
         lambda c: c.scale == 0.0,
         lambda c: c.scale is not None and c.scale < 0,

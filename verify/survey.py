@@ -23,7 +23,8 @@ T = TypeVar("T")
 LAYOUTS = ("contiguous", "contiguous", "contiguous", "bshd", "packed", "gaps", "columns", "expanded")
 #: None stands for 1/sqrt(D)
 SCALES = (None, None, None, None, None, 0.125, 1.0, 0.25, 0.0, -0.2, 0.3, 0.07)
-WINDOWS = ((0, 0), (1, 0), (3, 5), (0, 2), (16, 16), (31, 0), (40, None), (None, 2), (7, 33))
+#: some as long as a tile of 32 or 64 keys, with and without the query's own
+WINDOWS = ((0, 0), (1, 0), (3, 5), (0, 2), (16, 16), (31, 0), (40, None), (None, 2), (7, 33), (63, 0), (64, 64))
 
 
 def mask_templates() -> tuple[MaskRecipe, ...]:
@@ -107,9 +108,10 @@ def _draw(draws: Draws, profile: Profile, kind: str, dtype: DType, regime: str, 
     if kind == "decoding":  # often without a mask that would hide the last key
         mask = draws.choice((mask, MaskRecipe()))
     if mask.window is not None:
-        # under a causal mask, a window that ends at the diagonal says nothing about how the two go together
-        windows = [w for w in WINDOWS if w[1] != 0 or not mask.causal]
-        mask = MaskRecipe(mask.causal, draws.choice(windows), mask.alignment, mask.boolean, mask.bias, mask.key_lengths)
+        # under a causal mask, a window that ends beyond the diagonal says most; most callers end it at the diagonal
+        further = [w for w in WINDOWS if w[1] != 0] if mask.causal else []
+        window = draws.choice((*WINDOWS, *further))
+        mask = MaskRecipe(mask.causal, window, mask.alignment, mask.boolean, mask.bias, mask.key_lengths)
     return Case(
         B=B, H=H, HK=HK, M=M, N=N, D=draws.choice(profile.head_dims), dtype=dtype, regime=regime,
         seed=int(draws.integers(0, 2**31, 1)[0]), scale=draws.choice(SCALES), mask=mask, layout=draws.choice(LAYOUTS),
