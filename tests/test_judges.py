@@ -363,6 +363,29 @@ def test_invariance_rejects_what_is_wrong_only_where_no_log_sum_exp_is_asked_for
     assert any(c.detail.startswith(words) for c in failed) if words else not failed
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "packed", "gaps"])
+@pytest.mark.parametrize("cached", ["k", "mask", None])
+def test_invariance_rejects_a_cache_by_address(cached, layout):
+    """What is refilled is not what it was: a KV cache, a preallocated mask, the static buffers of a CUDA graph."""
+    made = {}
+
+    def kept(name, x):
+        key = (x.data_ptr(), x.shape, x.stride(), x.dtype)
+        return made.setdefault(key, x.detach().clone()) if name == cached else x
+
+    def attention(query, key, value, attn_mask=None, enable_gqa=False):
+        mask = None if attn_mask is None else kept("mask", attn_mask)
+        return sound(query, kept("k", key), value, mask, enable_gqa=enable_gqa)
+
+    mask = MaskRecipe(boolean="random")
+    cases = [CASE.with_(mask=mask, layout=layout, seed=s, backward=False) for s in range(8)]
+    details = []
+    for case in cases:
+        made.clear()
+        details += [c.detail for c in evaluate(case, recognise("t", attention), "survey", relations=100).failed]
+    assert any(", in the same memory: " in d for d in details) == (cached is not None), details
+
+
 class _Saving(torch.autograd.Function):
     """Attention without a mask, its backward written by hand; `after` is done to the P that was saved."""
 

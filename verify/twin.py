@@ -74,3 +74,21 @@ def on_axis(x: Tensor | None, axis: int, change: View) -> Tensor | None:
     if x is None or x.dim() < -axis or x.shape[axis] == 1:
         return x
     return change(x)
+
+
+def _parts(inputs: Inputs) -> tuple[Tensor | None, ...]:
+    """All that a function is given."""
+    m = inputs.mask
+    return inputs.q, inputs.k, inputs.v, inputs.do, m.allowed, m.bias, m.key_lengths
+
+
+def refillable(twin: Twin, case: Case, inputs: Inputs) -> bool:
+    """Whether a twin only holds other values, and no tensor of the original is a view that repeats itself."""
+    return twin.inputs is not inputs and twin.case == case and case.layout != "expanded"
+
+
+def refill(inputs: Inputs, other: Inputs) -> None:
+    """Write the values of `other` where those of `inputs` lie."""
+    for there, x in zip(_parts(inputs), _parts(other), strict=True):
+        if there is not None and x is not None and there is not x:
+            there.copy_(x)
