@@ -156,7 +156,11 @@ def test_what_no_case_covers_is_said():
     for implementation, offered in ((flash, of_a_bias), (plain, set())):
         missing = not_covered(implementation, profile)
         assert largest in missing and of_a_bias & set(missing) == offered
+        assert "inputs that hold NaN or infinity" in missing
     assert "gradients of an additive bias" not in not_covered(replace(flash, has_backward=False), profile)
+    torchs = recognise("torch's", lambda query, key, value, attn_mask=None, is_causal=False: query)
+    both = "is_causal given together with attn_mask, which torch refuses"
+    assert [both in not_covered(i, profile) for i in (torchs, plain, flash)] == [True, False, False]
 
 
 @pytest.fixture(scope="module")
