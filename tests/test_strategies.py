@@ -151,7 +151,10 @@ def test_what_no_case_covers_is_said():
     profile = PROFILES["quick"]
     flash, plain = load("flash"), recognise("plain", lambda query, key, value, is_causal=False: query)
     drawn = list(survey(flash, profile, 0, count=2000))
-    largest = f"more than {max(c.B for c in drawn)} batch elements, more than {max(c.H for c in drawn)} heads"
+    largest = (
+        f"more than {max(c.B for c in drawn)} batch elements, more than {max(c.H for c in drawn)} heads, "
+        f"more than {max(c.B * c.H for c in drawn)} of both multiplied"
+    )
     of_a_bias = {"an additive bias in another dtype than the inputs'", "gradients of an additive bias"}
     for implementation, offered in ((flash, of_a_bias), (plain, set())):
         missing = not_covered(implementation, profile)

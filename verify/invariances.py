@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -221,9 +222,9 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
     return Twin(case.with_(HK=case.H), replace(inputs, k=k, v=v), dict.fromkeys(("out", "lse", "dq"), same))
 
 
-def _gradient_alone(name: str) -> Relation:
+def _gradients_alone(*names: str) -> Relation:
     def relation(case: Case, inputs: Inputs) -> Twin | None:
-        return Twin(case, inputs, {"out": same, name: same}, gradients=(name,)) if case.backward else None
+        return Twin(case, inputs, dict.fromkeys(("out", *names), same), gradients=names) if case.backward else None
 
     return relation
 
@@ -265,5 +266,5 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
     return Twin(case.with_(backward=False), inputs, {"out": same}, lse=False) if case.backward else None
 
 
-for _name in GRADIENTS:
-    RELATIONS[f"{_name} alone asked for"] = _gradient_alone(_name)
+for _names in (*combinations(GRADIENTS, 1), *combinations(GRADIENTS, 2)):
+    RELATIONS[f"{' and '.join(_names)} alone asked for"] = _gradients_alone(*_names)

@@ -26,7 +26,7 @@ class Profile:
 PROFILES: dict[str, Profile] = {
     p.name: p
     for p in (
-        Profile("quick", survey=1000, comparison=4, hunt=32, max_length=130, head_dims=(16, 32, 64, 8, 40, 3, 128)),
+        Profile("quick", survey=1000, comparison=4, hunt=32, max_length=130, head_dims=(16, 32, 64, 8, 40, 3, 128, 96)),
         Profile("ci", survey=1600, comparison=8, hunt=200, max_length=300,
                 head_dims=(16, 32, 64, 128, 1, 8, 24, 40, 80, 96, 256)),
         Profile("deep", survey=20000, comparison=32, hunt=4000, max_length=1100,

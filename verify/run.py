@@ -343,7 +343,8 @@ def not_covered(implementation: Implementation, profile: Profile) -> list[str]:
     long = f"sequences longer than {profile.max_length} (one axis beside a short one: than {max(LONG)})"
     missing.append(f"{long}, head dimensions other than those of the profile")
     batch, heads = max(B for B, _, _ in MANY), max(H for H, _ in (*HEADS, *(many[1:] for many in MANY)))
-    missing.append(f"more than {batch} batch elements, more than {heads} heads")
+    both = max(B * H for B, H, _ in MANY)
+    missing.append(f"more than {batch} batch elements, more than {heads} heads, more than {both} of both multiplied")
     if implementation.lacks(base.with_(mask=MaskRecipe(bias="random"), backward=False)) is None:
         missing.append("an additive bias in another dtype than the inputs'")
         missing += ["gradients of an additive bias"] if implementation.has_backward else []

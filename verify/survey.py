@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 LAYOUTS = ("contiguous", "contiguous", "contiguous", "bshd", "packed", "gaps", "columns", "expanded")
 #: None stands for 1/sqrt(D)
-SCALES = (None, None, None, None, None, 0.125, 1.0, 0.25, 0.0, -0.2, 0.3, 0.07)
+SCALES = (None, None, None, None, None, 0.125, 1.0, 0.25, 0.0, -0.2, 0.3, 0.07, 1.7)
 #: some as long as a tile of 32 or 64 keys, with and without the query's own
 WINDOWS = ((0, 0), (1, 0), (3, 5), (0, 2), (16, 16), (31, 0), (40, None), (None, 2), (7, 33), (63, 0), (64, 64))
 
