@@ -188,3 +188,18 @@ def test_where_there_is_nothing_to_attend_the_output_may_be_a_constant(M, N):
         assert failed(function, CASE.with_(M=M, N=N)) == set()
     detached = evaluate(CASE, recognise("theirs", lambda query, key, value: sdpa(query, key, value).detach()), "survey")
     assert detached.status == "wrong-result"
+
+
+def test_a_query_that_sees_no_key_is_told_so():
+    """As `finfo.min` in place of minus infinity makes the mean of V of it."""
+
+    def attention(query, key, value, attn_mask=None):
+        s = query.float() @ key.float().mT * query.shape[-1] ** -0.5
+        s = s if attn_mask is None else s.masked_fill(~attn_mask, torch.finfo(torch.float32).min)
+        return (torch.softmax(s, -1) @ value.float()).to(query.dtype)
+
+    theirs = recognise("theirs", attention)
+    case = CASE.with_(mask=MaskRecipe(boolean="empty-rows"), backward=False)
+    result = evaluate(case, theirs, "survey", stores=False, thorough=False)
+    assert [c.name for c in result.failed] == ["bound"]
+    assert result.failed[0].detail.endswith("; this query sees no key, so that its row is 0")

@@ -43,8 +43,8 @@ def compared(
         bitwise_standard=_share_of_same_bits(value, known.standard[name]),
         **_slope(name, value, known), **(_placed(name, value, known) if identity["phase"] == "survey" else {}),
     )  # fmt: skip
-    bound = known.bound[name]
-    return row, [_finite(name, value, truth, bound), _bounded(name, value, truth, bound, ratio, index)]
+    bound, lse = known.bound[name], known.truth["lse"]
+    return row, [_finite(name, value, truth, bound, lse), _bounded(name, value, truth, bound, ratio, index, lse)]
 
 
 def _slope(name: str, value: Tensor, known: Reference) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def within(check: str, name: str, value: Tensor, truth: Tensor, bound: Tensor, c
     return replace(next((c for c in both if not c.passed), both[1]), name=check)
 
 
-def _finite(name: str, value: Tensor, truth: Tensor, bound: Tensor) -> Check:
+def _finite(name: str, value: Tensor, truth: Tensor, bound: Tensor, lse: Tensor | None = None) -> Check:
     """No NaN or infinity where the truth is finite; where the bound is inf, a kernel may overflow, to infinity.
 
     Where the bound is NaN, nothing is asked.
@@ -86,6 +86,7 @@ def _finite(name: str, value: Tensor, truth: Tensor, bound: Tensor) -> Check:
     wrong = _wrong_nonfinite(value, truth) & ~may_overflow
     where = tuple(int(i) for i in wrong.nonzero()[0]) if wrong.any() else None
     detail = f"{name}{list(where)} is {float(value[where]):g}, the truth is {float(truth[where]):g}" if where else ""
+    detail += _unseeing(name, where, lse)
     return Check("finite", name, where is None, float(wrong.sum()), 0.0, detail)
 
 
@@ -95,12 +96,22 @@ def _wrong_nonfinite(value: Tensor, truth: Tensor) -> Tensor:
     return (expected & ~torch.isfinite(value)) | (~expected & (value != truth))
 
 
-def _bounded(name: str, value: Tensor, truth: Tensor, bound: Tensor, ratio: float, index: tuple[int, ...]) -> Check:
+def _unseeing(name: str, where: tuple[int, ...] | None, lse: Tensor | None) -> str:
+    """Why the truth is 0, where its author may wonder."""
+    if not where or lse is None or name not in ("out", "dq") or float(lse[where[:3]]) != float("-inf"):
+        return ""
+    return "; this query sees no key, so that its row is 0"
+
+
+def _bounded(
+    name: str, value: Tensor, truth: Tensor, bound: Tensor, ratio: float, index: tuple[int, ...],
+    lse: Tensor | None = None,
+) -> Check:  # fmt: skip
     """No error beyond the a priori bound."""
     detail = ""
     if index:
         detail = (
             f"{name}{list(index)} = {float(value[index]):.9g}, the truth is {float(truth[index]):.9g}, "
-            f"the bound on the error {float(bound[index]):.3g}"
+            f"the bound on the error {float(bound[index]):.3g}{_unseeing(name, index, lse)}"
         )
     return Check("bound", name, ratio <= 1.0, ratio, 1.0, detail)
