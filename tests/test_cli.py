@@ -101,8 +101,7 @@ def as_flash_attn(q, k, v, softmax_scale=None, causal=False):
 
 
 def raises_for_groups(q, k, v, softmax_scale=None, causal=False):
-    if q.shape[2] != k.shape[2]:
-        torch.zeros(2) + torch.zeros(3)
+    k, v = (x.expand(-1, -1, q.shape[2], -1) for x in (k, v))  # one head broadcasts
     return as_flash_attn(q, k, v, softmax_scale, causal)
 
 

@@ -167,11 +167,13 @@ def _refused(settings: Settings, implementation: Implementation, pool: Pool) -> 
     """
     masks = (MaskRecipe(causal=True), MaskRecipe(window=(3, 5)), MaskRecipe(boolean="random"),
              MaskRecipe(bias="random"), MaskRecipe(key_lengths=True))  # fmt: skip
+    groups = [(2, 1), (4, 2)] if implementation.signature == "flash_attn" else [(2, 1)]  # one key head may broadcast
     nothing, answers = replace(implementation, signature="sdpa", options=frozenset()), []
     for n, d in ((16, 32), (128, 64)):
         plain = Case(B=1, H=2, HK=2, M=n, N=n, D=d, dtype=settings.profile.dtypes[0], regime="normal", seed=0,
                      backward=False)  # fmt: skip
-        asked = [plain, *(plain.with_(mask=m) for m in masks), plain.with_(scale=0.3), plain.with_(HK=1)]
+        asked = [plain, *(plain.with_(mask=m) for m in masks), plain.with_(scale=0.3)]
+        asked += [plain.with_(H=h, HK=hk) for h, hk in groups]
         results = list(pool.evaluate([c for c in asked if implementation.lacks(c) is None], "survey", thorough=False))
         if results[0].status == "ok":
             refusing = [r.case for r in results if r.status == "unsupported" or _raises_for_groups(r, implementation)]
