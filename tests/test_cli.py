@@ -388,6 +388,7 @@ def test_returns_what_is_not_attention(place: Path) -> None:
     assert "no gradient" in said[64]
     assert "returned str, not a tensor" in said[128]
     assert [f.check for f in load(place / "run").findings] == ["returns"]
+    assert "fails: returns (the call), over 20 cases." in done.stdout.replace("\n", " ")
 
 
 @pytest.mark.slow
