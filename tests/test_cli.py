@@ -361,6 +361,7 @@ def test_a_wrong_result_is_not_shrunk_to_a_case_that_raises(place: Path) -> None
     assert_tidy(done, FAIL)
     found = load(place / "run").findings
     assert ("bound", "out") in {(f.check, f.tensor) for f in found}
+    assert len({(f.check, f.tensor) for f in found}) == len(found)  # its gradients shrink to the same
 
 
 def test_refuses_everything(place: Path) -> None:

@@ -86,8 +86,8 @@ def findings_of(
     of_many: list[Finding] = []  # that no single case shows
     for n, suspect in enumerate(chosen, start=1):
         finding, by_itself = _shrunk(suspect, pool, settings)
-        known = [(f.check, f.tensor, f.case) for f in (*found, *of_many)]
-        if (finding.check, finding.tensor, finding.case) not in known:
+        known = {(f.check, f.tensor) for f in (found if by_itself else [*found, *of_many])}
+        if (finding.check, finding.tensor) not in known:
             (found if by_itself else of_many).append(finding)
         progress("shrink", n, len(chosen))
     return found or of_many  # their checks are in the verdict all the same
