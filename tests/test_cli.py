@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ import click
 import pytest
 from flashproof.reports.record import Row, Run, load
 from flashproof.reports.words import size
+from flashproof.verify import cli
 
 FLASHPROOF = str(Path(sys.executable).with_name("flashproof"))
 PASS, FAIL, INTERRUPTED, INTERNAL, USAGE, NOTHING = range(6)
@@ -600,6 +602,18 @@ def test_out_that_cannot_be_written(place: Path, out: str) -> None:
     done = flashproof("verify", "kernels.py:attention", "--out", out)
     assert_refused(done, out, "--out")
     assert (place / "kernels.py").read_text() == KERNELS
+
+
+def test_out_that_is_full(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cli.interrupts, "heed", lambda: None)
+    monkeypatch.setattr(cli.cli, "main", full)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == USAGE
+    assert capsys.readouterr().err == "flashproof: no space is left where the record is written; use another --out\n"
 
 
 def test_out_that_holds_a_run(place: Path, whole: Path) -> None:

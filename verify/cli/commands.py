@@ -5,6 +5,7 @@ Imports are inside the commands: torch takes seconds, and a misspelt option need
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -331,6 +332,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(PASS)
     except Exception as e:  # noqa: BLE001  (an error of ours is one line as well)
+        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+            _end("no space is left where the record is written; use another --out", USAGE)
         if os.environ.get("FLASHPROOF_DEBUG"):
             traceback.print_exc()
         what = f"internal error: {type(e).__name__}: {e}"
