@@ -505,21 +505,23 @@ def _mask_from_the_start(query, key, value, attn_mask=None, dropout_p=0.0, is_ca
 
 
 #: layouts in which masks of every shape that is drawn are not contiguous
-STRIDED = ("packed", "gaps", "columns")
+STRIDED = ("packed", "gaps")
+#: and those of some shapes
+SOME = ("bshd", "columns", "expanded")
 
 
 @pytest.mark.parametrize("mask", [MaskRecipe(boolean="random"), MaskRecipe(bias="random")])
 def test_a_mask_s_strides_are_a_part_of_the_question(mask):
     failed = {}
-    for layout in ("contiguous", *STRIDED, "bshd", "expanded"):
+    for layout in ("contiguous", *STRIDED, *SOME):
         cases = [CASE.with_(mask=mask, layout=layout, backward=False, B=3, seed=s) for s in range(6)]
         assert not any(failed_checks(sound, c) for c in cases)
         failed[layout] = [bool(failed_checks(_mask_from_the_start, c, thorough=False)) for c in cases]
     assert not any(failed["contiguous"]) and all(all(failed[layout]) for layout in STRIDED)
-    assert any(failed["bshd"]) and any(failed["expanded"])
+    assert all(any(failed[layout]) for layout in SOME)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", *STRIDED, "bshd", "expanded"])
+@pytest.mark.parametrize("layout", ["contiguous", *STRIDED, *SOME])
 @pytest.mark.parametrize("recipe", [MaskRecipe(boolean="random"), MaskRecipe(bias="random")])
 def test_inputs_unchanged_rejects_a_write_to_a_mask(layout, recipe):
     def scribble(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False):

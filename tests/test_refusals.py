@@ -170,3 +170,15 @@ def test_what_refuses_its_gradients_is_judged_without_them():
     assert [r.message for r in result.rows if r.status == "unsupported"] == [
         "gradients: NotImplementedError: no backward today"
     ]
+
+
+@pytest.mark.parametrize(("M", "N"), [(0, 8), (8, 0)])
+def test_an_empty_sequence_may_be_refused_by_any_error(M, N):
+    """As torch raises one for the maximum over no keys."""
+
+    def by_accident(q):
+        if q.shape[2] == M:
+            torch.zeros(2) + torch.zeros(3)
+
+    assert outcome(attention_that(by_accident), CASE.with_(M=M, N=N)) == ("unsupported", set())
+    assert outcome(attention_that(by_accident), CASE.with_(M=M or 8))[0] == ("ok" if M == 0 else "raised")

@@ -130,6 +130,8 @@ class Implementation:
                 if gave_up(e):
                     raise CompilerGaveUpError("torch.compile compiles no more variants of it in this process") from e
                 if (kind := kind_of(e)) == "failure":
+                    if case.M * case.N == 0 and not isinstance(e, KernelError):
+                        raise RefusedError(f"an empty sequence: {describe(e)}") from e  # loud, and nobody's result
                     raise
                 raise (RefusedError if kind == "refusal" else LayoutRefusedError)(describe(e)) from e
 
