@@ -195,7 +195,7 @@ def _sentence(
         for c in judgement.failed:
             tensors[c.name].append("expired" if c.name == "waivers" else c.tensor or "the call")
         which = ", ".join(f"{name} ({', '.join(t)})" for name, t in tensors.items())
-        return f"{implementation} fails: {which}, over {plural(judgement.counts.cases, 'case')}.{but}"
+        return f"{implementation} fails: {which}, over {judgement.counts.cases} cases.{but}"
     claims = ["within their a priori bounds"]
     claims += [f"without bias beyond {limit:g} ulp"] if _of(judgement, "bias") else []
     claims += [f"and {_where_worse(places)}"] if places else []
