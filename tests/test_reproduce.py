@@ -15,7 +15,7 @@ import pytest
 import torch
 from flashproof.reports.published import Claim, Figure, Reproduction, Reproductions, markdown
 from flashproof.reports.record import write_json_atomic
-from flashproof.verify import cli_reproduce
+from flashproof.verify.cli import reproduce as cli_reproduce
 from flashproof.verify.loading import load
 from flashproof.verify.regimes import REGIMES
 from flashproof.verify.reproduce import PARTS, accuracy, bias, fa3, fa4, golden, predictors, tiling, training

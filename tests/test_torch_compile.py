@@ -18,6 +18,13 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, by itself
 
 
+@pytest.fixture(autouse=True)
+def _subnormals():
+    """What is compiled with -ffast-math flushes them to zero, in the whole thread, from when it is loaded."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 def _softmax(q, k, v, scale: float, factor: float):
     s = (q.float() @ k.float().mT) * scale
     p = torch.exp(s - s.amax(-1, keepdim=True))

@@ -143,10 +143,11 @@ def attention(query, key, value):
 
 
 @pytest.mark.parametrize("name", ["mine", "no-name", "v1.2", "torch", "json"])
-def test_a_file_may_have_any_name(name, tmp_path):
+def test_a_file_may_have_any_name(name, tmp_path, monkeypatch):
     """It has that itself where no other module has it: processes that it starts import it by that."""
     path = tmp_path / f"{name}.py"
     path.write_text(_PARALLEL)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # a folder with a torch.py of its own
     theirs = load(f"{path}:attention")
     own = name in ("mine", "no-name")
     assert (theirs.function.__module__ == name) == own
