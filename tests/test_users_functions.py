@@ -55,6 +55,15 @@ def test_an_operator_without_a_backward_is_judged_forward():
     assert failed(attention, CASE.with_(backward=False)) == set()
 
 
+def test_an_error_in_one_dtype_says_nothing_of_the_others():
+    def attention(query, key, value):
+        if query.dtype == torch.float16:
+            raise RuntimeError("boom")
+        return sdpa(query, key, value).detach()
+
+    assert not has_gradients(recognise("theirs", attention), "cpu")
+
+
 def test_a_backward_that_breaks_is_no_missing_one():
     class Broken(torch.autograd.Function):
         @staticmethod

@@ -104,6 +104,11 @@ class Case:
         return 1.0 / math.sqrt(self.D) if self.scale is None else self.scale
 
     @property
+    def empty(self) -> bool:
+        """Whether there is no query or no key."""
+        return self.M * self.N == 0
+
+    @property
     def unit_roundoff(self) -> float:
         return UNIT_ROUNDOFF[self.dtype]
 

@@ -130,7 +130,7 @@ class Implementation:
                 if gave_up(e):
                     raise CompilerGaveUpError("torch.compile compiles no more variants of it in this process") from e
                 if (kind := kind_of(e)) == "failure":
-                    if case.M * case.N == 0 and not isinstance(e, KernelError):
+                    if case.empty and not isinstance(e, KernelError):
                         raise RefusedError(f"an empty sequence: {describe(e)}") from e  # loud, and nobody's result
                     raise
                 raise (RefusedError if kind == "refusal" else LayoutRefusedError)(describe(e)) from e
@@ -147,7 +147,7 @@ class Implementation:
         lse = None if raw_lse is None else self._finished(raw_lse)
         if not case.backward:
             return Outputs(out.detach(), lse)
-        constant = case.M * case.N == 0  # the output: to have no gradient is to have zeros
+        constant = case.empty  # the output: to have no gradient is to have zeros
         if not out.requires_grad and not constant:
             raise WrongResultError("the output is not connected to q, k and v: it has no gradient")
         do = inputs.do if self.signature == "sdpa" else inputs.do.transpose(1, 2)

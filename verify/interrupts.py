@@ -16,7 +16,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def heed() -> None:
-    """SIGTERM, with which CI ends a job, is an interruption like Ctrl-C: its default leaves workers behind."""
+    """Ctrl-C and SIGTERM, with which CI ends a job and whose default leaves workers behind, are one interruption."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us has it ignored
         signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)

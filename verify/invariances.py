@@ -147,7 +147,7 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
 
 @_relation("other contents in hidden keys and values")
 def _(case: Case, inputs: Inputs) -> Twin | None:
-    if not _plain(case) or case.M * case.N == 0:
+    if not _plain(case) or case.empty:
         return None
     visible, _ = inputs.mask.rows(0, case.M, case.M, case.N, inputs.q.device)
     seen = visible.expand(case.B, case.H, case.M, case.N).any(2)  # [B, H, N]

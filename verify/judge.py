@@ -14,6 +14,7 @@ from datetime import date
 
 from ..reports.record import IN_DTYPE, PHASES, TENSORS, Algebra, Cell, Check, Counts, Row, Waived
 from ..reports.record import Tensor as TensorName
+from ..reports.words import plural
 from .algebra import accumulator_checks
 from .algebra import checks as algebra_checks
 from .budgets import Budgets
@@ -87,7 +88,7 @@ def _excused(rows: Sequence[Row]) -> list[str]:
     cases = {r.case_id for r in rows if r.nonfinite and r.standard_rms is None and "finite" not in failed_in(r)}
     if not cases:
         return []
-    some = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
+    some = plural(len(cases), "case")
     return [
         f"overflow: in {some} its result, or scores that it stores in half precision, overflow as standard attention's"
     ]

@@ -39,9 +39,7 @@ _ENVIRONMENT = {
 _IN_FLIGHT = 4  # tasks queued per worker: enough to keep it busy, few enough to stop quickly
 _RESTARTS = 8  # of a whole pool; what is lost then is not a case's fault, and will not end by itself
 _PULSE = 1.0  # seconds between two looks at whether the pool itself still works
-_SILENCE = (
-    600.0  # seconds beyond a task's limit, a worker's start (which may compile) included, after which it does not
-)
+_SILENCE = 600.0  # seconds beyond a task's limit after which it does not: a worker's start may compile a module
 
 
 class Pool:

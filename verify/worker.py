@@ -8,6 +8,9 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
+
+from ..kernels import interpreter
 from .case import Case
 from .evaluate import Result, evaluate
 from .implementation import Implementation
@@ -28,13 +31,9 @@ _tasks = 0  # that this worker has done
 
 def prepare(spec: str, device: str) -> Implementation:
     """Make this process ready to run an implementation: the interpreter first, then the user's module."""
-    import torch
-
     torch.set_num_threads(1)
     if device == "cpu":
         os.environ.pop("TRITON_INTERPRET", None)  # Triton's own interpreter would step in before ours
-        from ..kernels import interpreter
-
         interpreter.install()
     return load(spec)
 
@@ -60,8 +59,6 @@ def initialise(spec: str, device: str, quiet: bool) -> None:
 
 def _on_one_gpu() -> None:
     """Spread workers over the GPUs; which worker has which does not matter."""
-    import torch
-
     torch.cuda.set_device(os.getpid() % torch.cuda.device_count())
 
 

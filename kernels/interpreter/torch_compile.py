@@ -20,5 +20,5 @@ def let_in(function: Callable[..., Any]) -> None:
 
 def _set(function: Callable[..., Any], action: str) -> None:
     frames: Any = torch._C._dynamo.eval_frame
-    action = frames._FrameAction.__members__[action]
-    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(action, action))
+    chosen = getattr(frames._FrameAction, action)
+    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(chosen, chosen))

@@ -1,4 +1,4 @@
-"""Reading a page as text: its outline, and the data that it draws."""
+"""Reading pages as text: their outline, and the data that they draw."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from flashproof.reports.html import MAX_BYTES, render
 from flashproof.reports.record import Run
 
 
-class Outline(HTMLParser):
-    """Headings, text outside scripts and styles, scripts, ids, and unclosed elements of a page."""
+class Reader(HTMLParser):
+    """What every page has: text outside scripts and styles, ids, sources, and what stays open."""
+
+    SPACED = ("td", "th", "dt", "dd")  # their text does not follow on what stands before
 
     def __init__(self, page: str) -> None:
         super().__init__()
-        self.headings: list[int] = []
-        self.ids: list[str] = []
         self.text = ""
-        self.scripts: list[tuple[str | None, str]] = []
+        self.ids: list[str] = []
         self.sources: list[str] = []
         self.open: list[str] = []
         self.feed(page)
@@ -27,11 +27,7 @@ class Outline(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         values = dict(attributes)
-        if re.fullmatch("h[1-6]", tag):
-            self.headings.append(int(tag[1]))
-        if tag == "script":
-            self.scripts.append((values.get("type"), ""))
-        self.text += " " if tag in ("td", "th", "dt", "dd") else ""
+        self.text += " " if tag in self.SPACED else ""
         self.ids += [i for i in (values.get("id"),) if i]
         self.sources += [str(values[name]) for name in ("src", "href", "action", "data") if name in values]
         if tag not in ("meta", "link", "img", "br", "wbr", "path", "circle", "rect"):
@@ -43,10 +39,29 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.open):
+            self.text += data
+
+
+class Outline(Reader):
+    """Headings and scripts of a report of runs."""
+
+    def __init__(self, page: str) -> None:
+        self.headings: list[int] = []
+        self.scripts: list[tuple[str | None, str]] = []
+        super().__init__(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        super().handle_starttag(tag, attributes)
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag == "script":
+            self.scripts.append((dict(attributes).get("type"), ""))
+
+    def handle_data(self, data: str) -> None:
+        super().handle_data(data)
         if self.open and self.open[-1] == "script":
             self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
-        elif self.open and self.open[-1] != "style":
-            self.text += data
 
 
 def outline(runs: list[Run]) -> Outline:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,8 @@ from flashproof.reports.kills import CleanResult, Fit, Kill, MutantResult, PeerR
 from flashproof.reports.selftest_page import MAX_BYTES, render
 from flashproof.reports.selftest_summary import checks_table, markdown, peers_table
 from flashproof.reports.tallies import theory
+
+from .pages import Reader
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -67,43 +68,32 @@ def without_peers(found: SelfTest) -> SelfTest:
     return found.model_copy(update={"mutants": mutants, "peers": ()})
 
 
-class Outline(HTMLParser):
-    """Tables by their region's name, as rows of (text, title); text; scripts; ids; sources; and what stays open."""
+class Outline(Reader):
+    """Tables by their region's name, as rows of (text, title); how many scripts there are."""
+
+    SPACED = ("dt", "dd", "small", "td", "th")
 
     def __init__(self, page: str) -> None:
-        super().__init__()
         self.tables: dict[str, list[list[str]]] = {}
-        self.region, self.text, self.scripts, self.titles = "", "", 0, [""]
-        self.ids: list[str] = []
-        self.sources: list[str] = []
-        self.open: list[str] = []
-        self.feed(page)
-        self.close()
+        self.region, self.scripts, self.titles = "", 0, [""]
+        super().__init__(page)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        super().handle_starttag(tag, attributes)
         values = dict(attributes)
         self.region = values["aria-label"] or "" if values.get("role") == "region" else self.region
-        self.ids += [i for i in (values.get("id"),) if i]
         self.titles += [text for text in (values.get("title"),) if text]
-        self.sources += [str(values[n]) for n in ("src", "href", "action", "data") if n in values]
         self.scripts += tag == "script"
-        self.text += " " if tag in ("dt", "dd", "small", "td", "th") else ""
         if tag == "tr":
             self.tables.setdefault(self.region, []).append([])
         if tag in ("td", "th"):
             assert tag == "td" or values.get("scope") in ("col", "row", "rowgroup")
             self.tables[self.region][-1].append("")
-        if tag not in ("meta", "link", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if not {"script", "style"} & set(self.open):
-            self.text += data
-            if {"td", "th"} & set(self.open):
-                self.tables[self.region][-1][-1] += data
+        super().handle_data(data)
+        if {"td", "th"} & set(self.open):
+            self.tables[self.region][-1][-1] += data
 
 
 def outline(found: SelfTest) -> Outline:

@@ -118,7 +118,7 @@ def _measure(
     from ..profiles import PROFILES
     from .console import Console
 
-    limits = budgets.load(budgets_file)
+    limits = budgets.load(budgets_file)  # before torch is imported
 
     from ..isolation import LONGER, compiles
     from ..run import command_line, prepare_folder, run
@@ -128,10 +128,11 @@ def _measure(
     console = Console()
     chosen = _device(device)
     implementation = prepare(impl, chosen)
-    size = PROFILES[profile]
-    limit = case_limit or size.case_limit * (LONGER if compiles() else 1)
-    stated: dict[str, Any] = {"survey": cases, "hunt": examples, "case_limit": limit}
-    size = replace(size, **{k: v for k, v in stated.items() if v is not None})
+    usual = PROFILES[profile]
+    size = replace(
+        usual, survey=cases or usual.survey, hunt=usual.hunt if examples is None else examples,
+        case_limit=case_limit or usual.case_limit * (LONGER if compiles() else 1),
+    )  # fmt: skip
     folder = out or Path("flashproof-run-" + "".join(c if c.isalnum() else "-" for c in impl).strip("-"))
     prepare_folder(folder, force=force)
     settings = Settings(
