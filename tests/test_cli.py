@@ -160,7 +160,7 @@ def dies_in_bf16(query):
 
 @first
 def dies_in_columns(query):
-    if query.stride(3) != 1:
+    if query.stride(3) != 1 and query.numel():  # strides of nothing mean nothing
         os._exit(3)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from .problems import INTERRUPTED
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_deferrals = 0
+_heard = False  # while it was deferred
 
 
 def heed() -> None:
@@ -23,11 +24,14 @@ def heed() -> None:
 
 
 def _interrupt(*_: Any) -> None:
-    """Raise a KeyboardInterrupt; or end at once while torch is being imported, whose C++ would abort on one."""
+    """Raise a KeyboardInterrupt, now or later; or end at once while torch's C++ starts, which would abort on one."""
+    global _heard
     if getattr(getattr(sys.modules.get("torch"), "__spec__", None), "_initializing", False):
         os.write(2, b"flashproof: interrupted\n")
         os._exit(INTERRUPTED)
-    raise KeyboardInterrupt
+    if not _deferrals:
+        raise KeyboardInterrupt
+    _heard = True
 
 
 @contextmanager
@@ -41,15 +45,33 @@ def blocked() -> Iterator[None]:
 
 
 @contextmanager
-def ignored() -> Iterator[None]:
-    """For the seconds in which a record is written: an impatient second Ctrl-C must not tear it."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
-        yield
-        return
-    # not SIG_IGN: a worker that starts at this moment would inherit it, and could not be ended
-    before = {s: signal.signal(s, lambda *_: None) for s in _SIGNALS}
+def deferred() -> Iterator[None]:
+    """In here an interruption is raised by `check` alone, in the main thread, and by every one until this is left.
+
+    Raised at any other moment it may leave a lock locked that other threads wait for, or a record torn.
+    """
+    defer()
     try:
         yield
     finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        end_deferral()
+
+
+def defer() -> None:
+    """Begin what `deferred` says; it may be begun several times, and is left as often."""
+    global _deferrals  # signals are the whole process's
+    _deferrals += 1
+
+
+def end_deferral() -> None:
+    """What was heard too late to be raised is forgotten: what was begun is done."""
+    global _deferrals, _heard
+    _deferrals -= 1
+    if not _deferrals:
+        _heard = False
+
+
+def check() -> None:
+    """Raise a KeyboardInterrupt if one was heard while it was deferred; only the main thread does."""
+    if _heard and threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt

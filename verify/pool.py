@@ -6,15 +6,13 @@ dropped: a survey would repeat it thousands of times, and a replay shows it.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, InvalidStateError, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -25,20 +23,14 @@ from .case import Case
 from .evaluate import Result, without_result
 from .outputs import describe
 from .problems import FlashproofError, LostError
+from .processes import context, workers_environment
 from .worker import POISONED, called, evaluated, initialise
 
 T = TypeVar("T")
 
-#: what workers start with: one BLAS thread each (two processes of two threads on two cores are slower than one), no
-#: wish of a user's module for Triton's own interpreter, and a C library that keeps the memory of a case's temporaries
-#: for the next ones instead of asking the kernel for it each time
-_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TRITON_INTERPRET": "0",
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
-}  # fmt: skip
 _IN_FLIGHT = 4  # tasks queued per worker: enough to keep it busy, few enough to stop quickly
 _RESTARTS = 8  # of a whole pool; what is lost then is not a case's fault, and will not end by itself
-_PULSE = 1.0  # seconds between two looks at whether the pool itself still works
+PULSE = 0.2  # seconds between two looks at whether the pool itself still works, and whether to go on
 _SILENCE = 600.0  # seconds beyond a task's limit after which it does not: a worker's start may compile a module
 
 
@@ -54,14 +46,19 @@ class Pool:
         self._lock = threading.Lock()
         self._outstanding: set[Any] = set()  # futures
         self._heard = time.monotonic()  # when a task was last done, or the pool started
-        self._pool = self._started()
+        interrupts.defer()  # to the end of `stop`: the pool's threads share locks with this one
+        try:
+            self._pool = self._started()
+        except BaseException:
+            interrupts.end_deferral()
+            raise
 
     def _started(self) -> Any:
         pool = pebble.ProcessPool(
             max_workers=self.workers, initializer=initialise, initargs=self._initial,
-            context=multiprocessing.get_context("spawn"),
+            context=context(self._initial[1]),
         )  # fmt: skip
-        with _worker_environment(), interrupts.blocked():
+        with workers_environment(), interrupts.blocked():
             if not pool.active:  # asking starts it: its threads and workers inherit what is blocked here
                 raise FlashproofError("no worker process could be started")
         self._heard = time.monotonic()
@@ -95,8 +92,13 @@ class Pool:
         """Until one of them is done.
 
         A pool breaks when a worker dies between two tasks; tasks that are handed to it at that moment it forgets.
+
+        Raises:
+            KeyboardInterrupt: the user's, in the main thread.
         """
-        while futures and not wait(futures, timeout=_PULSE, return_when=FIRST_COMPLETED).done:
+        interrupts.check()
+        while futures and not wait(futures, timeout=PULSE, return_when=FIRST_COMPLETED).done:
+            interrupts.check()
             with self._lock:
                 silent = time.monotonic() - self._heard > self.limit + _SILENCE
                 if not self._stopped and (silent or not self._pool.active):
@@ -128,8 +130,10 @@ class Pool:
     def stop(self) -> None:
         """Kill the workers at once, for good."""
         with self._lock:
-            self._stopped = True
-            self._end()
+            if not self._stopped:
+                self._stopped = True
+                self._end()
+                interrupts.end_deferral()
 
     def _end(self) -> None:
         """Of the pool, with all its threads; whoever waits for one of its tasks learns that it is broken."""
@@ -147,7 +151,7 @@ class Pool:
         def scheduled(case: Case) -> Any:
             return self._schedule(evaluated, case, phase, {"stores": self.stores} | options)
 
-        with _worker_environment():
+        with workers_environment():
             try:
                 while True:
                     waiting = sum(not future.done() for future in pending)
@@ -179,7 +183,7 @@ class Pool:
             LostError: the function under test hung or killed the worker.
             Exception: what `function` raises.
         """
-        with _worker_environment():
+        with workers_environment():
             result = self._answer(self._schedule(called, function, *args), function, *args)
         if isinstance(result, LostError):
             raise result
@@ -187,7 +191,7 @@ class Pool:
 
     def calls(self, function: Callable[..., T], arguments: Sequence[Any]) -> Iterator[tuple[Any, T | LostError]]:
         """(argument, `function(implementation, device, argument)`) for each, in order, over all workers."""
-        with _worker_environment():
+        with workers_environment():
             futures = [self._schedule(called, function, x) for x in arguments]
             try:
                 for argument, future in zip(arguments, futures, strict=True):
@@ -230,30 +234,3 @@ def _death(code: int) -> str:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"exit code {code}"
-
-
-_waiting = threading.Lock()
-_waiters = 0  # threads that are inside `_worker_environment`
-_before: dict[str, str | None] = {}
-
-
-@contextmanager
-def _worker_environment() -> Iterator[None]:
-    """The environment in which workers are started; a worker may be started whenever a task is waited for."""
-    global _waiters  # the environment is the whole process's: the first to come sets it, the last to go restores it
-    with _waiting:
-        if _waiters == 0:
-            _before.update({name: os.environ.get(name) for name in _ENVIRONMENT})
-            os.environ.update(_ENVIRONMENT)
-        _waiters += 1
-    try:
-        yield
-    finally:
-        with _waiting:
-            _waiters -= 1
-            if _waiters == 0:
-                for name, value in _before.items():
-                    if value is None:
-                        os.environ.pop(name, None)
-                    else:
-                        os.environ[name] = value

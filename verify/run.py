@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, suppress
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -41,7 +41,7 @@ from .hunt import hunt
 from .implementation import UNTESTED, Implementation
 from .judge import judge
 from .plain import plain_case
-from .pool import Pool
+from .pool import PULSE, Pool
 from .problems import LostError, UsageError
 from .profiles import Profile
 from .regimes import REGIMES
@@ -100,46 +100,44 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
     algebra: Algebra | None = None
     left_out: list[str] = []
     interrupted = False
-    with ExitStack() as closing:
-        try:
-            first = _first_calls(settings, implementation, pool)
-            implementation = replace(implementation, has_backward=gradients_of(pool))
-            pool.stores = _stores_scores(pool)
-            if first[-1].status == "ok":
-                implementation = replace(implementation, refused=_refused(settings, implementation, pool))
-            with ShardWriter(out / "shards" / "main.jsonl") as shard:
-                measurement = _Measurement(settings, implementation, pool, results, shard, progress)
-                measurement.measure(first[: 2 if implementation.has_backward else 1], left_out)
-            if "exact" in settings.phases:
-                algebra = _algebra(settings, implementation, pool, progress)
-            measured = [row for r in results for row in r.rows]
-            judgement = judge(measured, settings.budgets, settings.spec, algebra=algebra)
-            if judgement.failed:
-                findings = findings_of(judgement, results, pool, settings, progress)
-            sample = sample_case(implementation, settings.profile.dtypes[0], settings.seed)
-            findings += algebra_findings(algebra, settings.spec, judgement.failed, sample, settings.budgets)
-        except KeyboardInterrupt:
-            interrupted = True
-        finally:
-            closing.enter_context(interrupts.ignored())
-            pool.stop()
-        rows = [row for r in results for row in r.rows]
-        write_parquet_atomic(out / "results.parquet", rows)
-        if interrupted:
-            _remove_shards(out)
-            raise KeyboardInterrupt
-        for number, finding in enumerate(findings, start=1):
-            write_finding(out / "findings", number, finding, implementation, stores_scores=bool(pool.stores),
-                          device=settings.device)  # fmt: skip
-        missing = [*not_covered(implementation, settings.profile), *left_out]
-        if settings.device == "cpu" and may_launch_kernels(algebra):
-            missing.append(_INTERPRETED)
-        judgement = judge(rows, settings.budgets, settings.spec, missing, algebra)
-        seconds = time.perf_counter() - start
-        verdict = verdict_of(judgement, findings, settings.spec, settings.budgets, rows, seconds, algebra)
-        write_json_atomic(out / "verdict.json", verdict)
-        write_json_atomic(out / "manifest.json", manifest)
+    try:
+        first = _first_calls(settings, implementation, pool)
+        implementation = replace(implementation, has_backward=gradients_of(pool))
+        pool.stores = _stores_scores(pool)
+        if first[-1].status == "ok":
+            implementation = replace(implementation, refused=_refused(settings, implementation, pool))
+        with ShardWriter(out / "shards" / "main.jsonl") as shard:
+            measurement = _Measurement(settings, implementation, pool, results, shard, progress)
+            measurement.measure(first[: 2 if implementation.has_backward else 1], left_out)
+        if "exact" in settings.phases:
+            algebra = _algebra(settings, implementation, pool, progress)
+        measured = [row for r in results for row in r.rows]
+        judgement = judge(measured, settings.budgets, settings.spec, algebra=algebra)
+        if judgement.failed:
+            findings = findings_of(judgement, results, pool, settings, progress)
+        sample = sample_case(implementation, settings.profile.dtypes[0], settings.seed)
+        findings += algebra_findings(algebra, settings.spec, judgement.failed, sample, settings.budgets)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        pool.stop()
+    rows = [row for r in results for row in r.rows]
+    write_parquet_atomic(out / "results.parquet", rows)
+    if interrupted:
         _remove_shards(out)
+        raise KeyboardInterrupt
+    for number, finding in enumerate(findings, start=1):
+        write_finding(out / "findings", number, finding, implementation, stores_scores=bool(pool.stores),
+                      device=settings.device)  # fmt: skip
+    missing = [*not_covered(implementation, settings.profile), *left_out]
+    if settings.device == "cpu" and may_launch_kernels(algebra):
+        missing.append(_INTERPRETED)
+    judgement = judge(rows, settings.budgets, settings.spec, missing, algebra)
+    seconds = time.perf_counter() - start
+    verdict = verdict_of(judgement, findings, settings.spec, settings.budgets, rows, seconds, algebra)
+    write_json_atomic(out / "verdict.json", verdict)
+    write_json_atomic(out / "manifest.json", manifest)
+    _remove_shards(out)
     return verdict
 
 
@@ -251,7 +249,7 @@ class _Measurement:
                 self.progress("survey", n, self.settings.profile.survey)
         if surveys:
             self._survey(self._fatal_layouts(left_out))
-            self._compare()
+            self._compare(left_out)
         if "hunt" in self.settings.phases and self.settings.profile.hunt:
             if self._lost():
                 left_out.append("the hunt: a function that hangs or dies has been found out already")
@@ -290,7 +288,7 @@ class _Measurement:
         cases = (case.with_(layout="contiguous") if case.layout in avoided else case for case in drawn)
         self._evaluate(cases, "survey", before, profile.survey)
 
-    def _compare(self) -> None:
+    def _compare(self, left_out: list[str]) -> None:
         profile, seed = self.settings.profile, self.settings.seed
         regimes: Sequence[str] = tuple(REGIMES)
         for numbers in stages(profile):
@@ -298,7 +296,11 @@ class _Measurement:
                 return
             cases = list(comparison(self.implementation, profile, seed, regimes, numbers))
             self._evaluate(cases, PHASE, 0, len(cases), thorough=False)
-            regimes = still_open([row for r in self.results for row in r.rows])
+            rows = [row for r in self.results for row in r.rows]
+            regimes = still_open(rows)
+            if regimes and judge(rows, self.settings.budgets, self.settings.spec).failed:
+                left_out.append(f"more than {numbers.stop} cases of each kind of input: it fails without them")
+                return
 
     def _evaluate(self, cases: Iterable[Case], phase: str, before: int, total: int, **options: bool) -> None:
         """Keep the results of cases, of which `before` are done already, until too many have hung."""
@@ -321,13 +323,16 @@ class _Measurement:
             return result
 
         with ThreadPoolExecutor(len(profile.dtypes)) as threads:  # one climb waits for its case while others measure
-            climbs = [
+            climbs = {
                 threads.submit(hunt, self.implementation, profile, dtype, self.settings.seed, evaluated)
                 for dtype in profile.dtypes
-            ]
+            }
             try:
-                for climb in as_completed(climbs):
-                    climb.result()
+                while climbs:
+                    done, climbs = wait(climbs, timeout=PULSE)
+                    interrupts.check()
+                    for climb in done:
+                        climb.result()
             except BaseException:
                 self.pool.stop()  # else the other climbs would be waited for
                 raise

@@ -22,6 +22,7 @@ from .subjects import CLEAN, Subject
 from .trial import Trial
 
 THOROUGH = 24  # cases on which kernels are also run again, alone, without gradients, on twins
+UNTIRING = 200  # such cases for those that are not found out by then: of the relations, a case is asked for one
 SAMPLE = 96  # further cases that every kernel meets, for distributions alone
 LONGEST = 1000
 LIMIT = 900.0  # seconds that a task may take: some hundred kernels on one case
@@ -43,10 +44,10 @@ def mutants_tried(
     else:
         trial.surveyed(subjects, range(1, THOROUGH + 1), thorough=THOROUGH, keep_killed=True)
         trial.solved(subjects, quick=True)
-        trial.surveyed(_alive(subjects), range(THOROUGH + 1, LONGEST + 1), thorough=2 * THOROUGH, keep_killed=False)
+        trial.surveyed(_alive(subjects), range(THOROUGH + 1, LONGEST + 1), thorough=UNTIRING, keep_killed=False)
         trial.sampled(subjects, SAMPLE)
         trial = replace(trial, profile="ci")
-        trial.surveyed(_alive(subjects), range(1, LONGEST + 1), thorough=2 * THOROUGH, keep_killed=False)
+        trial.surveyed(_alive(subjects), range(1, LONGEST + 1), thorough=UNTIRING, keep_killed=False)
     return [
         MutantResult(
             name=m.name, mirrors=m.mirrors, what=m.what, tensors=m.tensors, kills=s.killed(), cases=s.cases,

@@ -17,6 +17,7 @@ from .implementation import Implementation
 from .isolation import broken_context
 from .loading import load
 from .problems import UsageError
+from .processes import IMPORTED_LATE
 
 T = TypeVar("T")
 
@@ -51,7 +52,8 @@ def initialise(spec: str, device: str, quiet: bool) -> None:
         _implementation, _device = prepare(spec, device), device
     except UsageError as e:  # it loads in the main process and not in this one: the first task says so
         _implementation = e
-    importlib.import_module("torch.fx.experimental.symbolic_shapes")  # else the first gradient would, on a case's time
+    for module in IMPORTED_LATE:
+        importlib.import_module(module)
     gc.collect()
     gc.freeze()  # a million objects of torch and Triton that stay: collections need not walk them again and again
     gc.disable()  # see `_tidied`

@@ -94,9 +94,8 @@ WEIGHTS = (
            (Edit(BACKWARD, _DQ_DOT, _DQ_DOT.replace("ds.to(", _truncated("ds", "k") + ".to(")),
             Edit(BACKWARD, _DK_DOT, _DK_DOT.replace("ds.to(", _truncated("ds", "q") + ".to("))), subtle=True),
     Mutant("dp-in-half", "jax #40128",
-           "dP is rounded to bf16, for bf16 inputs alone, before delta is taken from it.", ("dq", "dk"),
-           (Edit(BACKWARD, DS_OF_DQ, f"ds = p * ({_IN_BF16} - delta_tile[:, None])"),
-            Edit(BACKWARD, "ds = p * (dp - tl.load(", f"ds = p * ({_IN_BF16} - tl.load("))),
+           "In the dQ pass dP is rounded to bf16, for bf16 inputs alone, before delta is taken from it.", ("dq",),
+           (Edit(BACKWARD, DS_OF_DQ, f"ds = p * ({_IN_BF16} - delta_tile[:, None])"),)),
 )  # fmt: skip
 
 ACCUMULATORS = (

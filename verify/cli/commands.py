@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from .. import interrupts
+from .. import interrupts, processes
 from ..problems import (
     FAIL,
     INTERNAL,
@@ -119,6 +119,7 @@ def _measure(
     from .console import Console
 
     limits = budgets.load(budgets_file)  # before torch is imported
+    chosen = _device(device)
 
     from ..isolation import LONGER, compiles
     from ..run import command_line, prepare_folder, run
@@ -126,7 +127,6 @@ def _measure(
     from ..worker import prepare
 
     console = Console()
-    chosen = _device(device)
     implementation = prepare(impl, chosen)
     usual = PROFILES[profile]
     size = replace(
@@ -139,20 +139,22 @@ def _measure(
         spec=impl, profile=size, budgets=limits, seed=seed, device=chosen, out=folder, command=command_line(),
         workers=workers or os.cpu_count() or 1, phases=phases,
     )  # fmt: skip
-    try:
-        with console.progress() as progress:
-            verdict = run(settings, implementation, progress)
-    except KeyboardInterrupt:
-        with interrupts.ignored():
+    with interrupts.deferred():
+        try:
+            with console.progress() as progress:
+                verdict = run(settings, implementation, progress)
+        except KeyboardInterrupt:
             write_reports(folder)
-        raise InterruptedRunError(f"interrupted; what was measured is in {folder}: flashproof gate {folder}") from None
-    with interrupts.ignored():
+            message = f"interrupted; what was measured is in {folder}: flashproof gate {folder}"
+            raise InterruptedRunError(message) from None
         write_reports(folder)
     console.verdict(verdict, folder)
     sys.exit(VERDICT_CODES[verdict.verdict])
 
 
 def _device(device: str) -> str:
+    if device != "cuda":
+        processes.begin()
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -176,10 +178,11 @@ def replay(case: str, impl: str | None, device: str, case_limit: float | None) -
     if recipe.regime not in REGIMES:
         raise UsageError(f"not a case: unknown regime {recipe.regime!r}; there are {', '.join(REGIMES)}")
 
+    chosen = _device(device)
+
     from ..worker import prepare
     from .console import Console
 
-    chosen = _device(device)
     implementation = prepare(impl or _implementation_of(case), chosen)
     with _one_worker(implementation.name, chosen, case_limit) as pool:
         result = pool.one(recipe, "hunt", statistical=True, relations=100)
@@ -220,11 +223,12 @@ def _implementation_of(case: str) -> str:
 @_case_limit_option
 def probe(impl: str, device: str, case_limit: float | None) -> None:
     """What really runs here and by which conventions: measured, not believed."""
+    chosen = _device(device)
+
     from ..probe import probe as measure
     from ..worker import prepare
     from .console import Console
 
-    chosen = _device(device)
     implementation = prepare(impl, chosen)
     with _one_worker(implementation.name, chosen, case_limit) as pool:
         facts = pool.call(measure)
@@ -243,6 +247,8 @@ def exact(impl: str, case_text: str | None, seed: int, workers: int | None, case
     A Triton kernel's own source is run, unmodified, forward and backward.  Exit code 0 if all is equal, 1 if anything
     differs, 5 if nothing could be compared: no Triton kernel, or one that does what no exact arithmetic can.
     """
+    processes.begin()
+
     from ...reports.record import Algebra
     from ..algebra import answer
     from ..exact import compare
@@ -274,6 +280,8 @@ def exact(impl: str, case_text: str | None, seed: int, workers: int | None, case
 @_case_limit_option
 def attribution(impl: str, dtype: DType, samples: int, seed: int, case_limit: float | None) -> None:
     """Where its rounding error arises: the kernel's own source with one rounding site on at a time, else float64."""
+    processes.begin()
+
     from ..attribution import attribution as attribute
     from ..profiles import PROFILES
     from ..worker import prepare
