@@ -30,7 +30,7 @@ class Session:
 
     def run(self, program: str, command: str, *arguments: str) -> None:
         assert program == "flashproof"
-        little = ("--cases", "120", "--examples", "0", "--workers", "1") if command == "verify" else ()
+        little = ("--cases", "80", "--examples", "0", "--workers", "1") if command == "verify" else ()
         done = subprocess.run(
             [COMMAND, command, *arguments, *little], cwd=self.folder, capture_output=True, text=True, timeout=300,
             check=False,
