@@ -153,7 +153,7 @@ def _measure(
 
 
 def _device(device: str) -> str:
-    if device != "cuda":
+    if device == "cpu" or (device == "auto" and not Path("/proc/driver/nvidia").exists()):
         processes.begin()
     import torch
 
