@@ -1,5 +1,8 @@
 """Worker processes: whose fault it is when one of them can do no more."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -44,6 +47,17 @@ def pool_of(tmp_path) -> Iterator:
     yield start
     for pool in started:
         pool.stop()
+
+
+def test_workers_are_copies_of_a_process_that_hears_no_ctrl_c():
+    script = """
+from multiprocessing import forkserver
+from flashproof.verify import processes
+processes.begin()
+print(*(line.split()[1] for line in open(f"/proc/{forkserver._forkserver._forkserver_pid}/status") if "SigBlk" in line))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout, 16) >> (signal.SIGINT - 1) & 1
 
 
 @pytest.mark.parametrize("workers", [1, 2])

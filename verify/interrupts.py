@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 from .problems import INTERRUPTED
@@ -21,6 +22,12 @@ def heed() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us has it ignored
         signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
+
+
+def ignore() -> None:
+    """From here on this process only ends, with the exit code that it has."""
+    for s in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(s, signal.SIG_IGN)
 
 
 def _interrupt(*_: Any) -> None:
@@ -37,6 +44,7 @@ def _interrupt(*_: Any) -> None:
 @contextmanager
 def blocked() -> Iterator[None]:
     """Threads and processes that start in here never see a SIGINT: they inherit the mask from the first moment."""
+    resource_tracker.ensure_running()  # multiprocessing's own: when it starts, it unblocks what is blocked
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -347,6 +347,8 @@ def main() -> None:
             traceback.print_exc()
         what = f"internal error: {type(e).__name__}: {e}"
         _end(f"{what} (set FLASHPROOF_DEBUG=1 for the traceback, and please report it)", INTERNAL)
+    finally:
+        interrupts.ignore()
 
 
 def _end(message: str, code: int) -> NoReturn:
