@@ -5,6 +5,7 @@ Imports are inside the commands: torch takes seconds, and a misspelt option need
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import os
@@ -348,7 +349,7 @@ def main() -> None:
         what = f"internal error: {type(e).__name__}: {e}"
         _end(f"{what} (set FLASHPROOF_DEBUG=1 for the traceback, and please report it)", INTERNAL)
     finally:
-        interrupts.ignore()
+        atexit.register(interrupts.ignore)  # Python's own end takes a while
 
 
 def _end(message: str, code: int) -> NoReturn:
