@@ -107,8 +107,8 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
         if first[-1].status == "ok":
             implementation = replace(implementation, refused=_refused(settings, implementation, pool))
         with ShardWriter(out / "shards" / "main.jsonl") as shard:
-            measurement = _Measurement(settings, implementation, pool, results, shard, progress)
-            measurement.measure(first[: 2 if implementation.has_backward else 1], left_out)
+            measurement = _Measurement(settings, implementation, pool, results, left_out, shard, progress)
+            measurement.measure(first[: 2 if implementation.has_backward else 1])
         if "exact" in settings.phases:
             algebra = _algebra(settings, implementation, pool, progress)
         measured = [row for r in results for row in r.rows]
@@ -237,10 +237,11 @@ class _Measurement:
     implementation: Implementation
     pool: Pool
     results: list[Result]
+    left_out: list[str]
     shard: ShardWriter
     progress: Progress
 
-    def measure(self, first: Sequence[Result], left_out: list[str]) -> None:
+    def measure(self, first: Sequence[Result]) -> None:
         """Survey and hunt, after what is known by now; what had to be left out is noted."""
         surveys = "survey" in self.settings.phases
         for n, result in enumerate(first[: self.settings.profile.survey] if surveys else first, start=1):
@@ -248,15 +249,15 @@ class _Measurement:
             if surveys:
                 self.progress("survey", n, self.settings.profile.survey)
         if surveys:
-            self._survey(self._fatal_layouts(left_out))
-            self._compare(left_out)
+            self._survey(self._fatal_layouts())
+            self._compare()
         if "hunt" in self.settings.phases and self.settings.profile.hunt:
             if self._lost():
-                left_out.append("the hunt: a function that hangs or dies has been found out already")
+                self.left_out.append("the hunt: a function that hangs or dies has been found out already")
             else:
                 self._hunt()
         if self._too_many():
-            left_out.append(f"the cases after the first {len(self.results)}: {self._lost()} of these hung or died")
+            self.left_out.append(f"the cases after the first {len(self.results)}: {self._lost()} of these hung or died")
 
     def _lost(self) -> int:
         return sum(r.lost for r in self.results)
@@ -268,7 +269,7 @@ class _Measurement:
         self.results.append(result)
         self.shard.append(result.rows)
 
-    def _fatal_layouts(self, left_out: list[str]) -> frozenset[str]:
+    def _fatal_layouts(self) -> frozenset[str]:
         """Memory layouts in which the first case hangs or kills its process, and lives without them.
 
         That is a finding, and once is enough: a GPU on which every such case breaks a context may not recover.
@@ -279,7 +280,7 @@ class _Measurement:
         lost = [r for r in self.pool.evaluate(cases, "survey", thorough=False) if r.lost]
         for result in lost:
             self._keep(result)
-            left_out.append(f"more cases in the memory layout {result.case.layout!r}, after one that hung or died")
+            self.left_out.append(f"more cases in the memory layout {result.case.layout!r}, after one that hung or died")
         return frozenset(r.case.layout for r in lost)
 
     def _survey(self, avoided: frozenset[str]) -> None:
@@ -288,7 +289,7 @@ class _Measurement:
         cases = (case.with_(layout="contiguous") if case.layout in avoided else case for case in drawn)
         self._evaluate(cases, "survey", before, profile.survey)
 
-    def _compare(self, left_out: list[str]) -> None:
+    def _compare(self) -> None:
         profile, seed = self.settings.profile, self.settings.seed
         regimes: Sequence[str] = tuple(REGIMES)
         for numbers in stages(profile):
@@ -299,7 +300,7 @@ class _Measurement:
             rows = [row for r in self.results for row in r.rows]
             regimes = still_open(rows)
             if regimes and judge(rows, self.settings.budgets, self.settings.spec).failed:
-                left_out.append(f"more than {numbers.stop} cases of each kind of input: it fails without them")
+                self.left_out.append(f"more than {numbers.stop} cases of each kind of input: it fails without them")
                 return
 
     def _evaluate(self, cases: Iterable[Case], phase: str, before: int, total: int, **options: bool) -> None:

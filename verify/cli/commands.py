@@ -154,6 +154,7 @@ def _measure(
 
 
 def _device(device: str) -> str:
+    """The device that is meant; where that is a CPU, what workers need is imported from now on."""
     if device == "cpu" or (device == "auto" and not Path("/proc/driver/nvidia").exists()):
         processes.begin()
     import torch
