@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import triton
 from torch import Tensor
 
 from .backward import backward_delta, backward_dkdv, backward_dq
@@ -73,6 +75,25 @@ def _grid(length: int, block: int, heads: int, batch: int) -> tuple[int, int, in
     return -(-length // block), heads, batch
 
 
+def launch_backward(kernel: Any, grid: tuple[int, int, int], *arguments: Any, **options: Any) -> None:
+    """`kernel[grid](*arguments, **options)`, with memory for the tensor descriptors that the kernel makes.
+
+    Triton asks its user for it; what else runs in this thread keeps the allocator that it has.
+    """
+    if not options["DESCRIPTORS"]:
+        kernel[grid](*arguments, **options)
+        return
+
+    def scratch(size: int, alignment: int, stream: int | None) -> Tensor:  # noqa: ARG001  (Triton's signature)
+        return torch.empty(size, dtype=torch.int8, device=arguments[0].device)
+
+    def launch() -> None:
+        triton.set_allocator(scratch)
+        kernel[grid](*arguments, **options)
+
+    copy_context().run(launch)
+
+
 def forward(q: Tensor, k: Tensor, v: Tensor, launch: Launch) -> tuple[Tensor, Tensor]:
     """Q [B, H, M, D], k and v [B, HK, N, D] -> o [B, H, M, D] in q's dtype, lse [B, H, M] in fp32, base 2."""
     B, H, M, _ = q.shape
@@ -99,24 +120,29 @@ def backward(
     delta = torch.empty_like(lse)
     common = launch.arguments(q, k) | rows(q, k, v, do, dq, dk, dv)
     mask, lengths, mask_strides = launch.pointers(lse)
+
+    def options(kernel: Kernel) -> dict[str, Any]:
+        chosen = launch.schedule(kernel, q)
+        return common | chosen | dict(DESCRIPTORS=chosen["DESCRIPTORS"] and common["ALIGNED"])
+
     if do.numel() > 0:
         backward_delta[_grid(M, 32, H, B)](
             o, do, lse if dlse is None else dlse, delta,
             *o.stride(), *do.stride(), *(lse if dlse is None else dlse).stride(), *delta.stride(),
             M=M, HEAD_DIM=D, BLOCK_M=32, HAS_DLSE=dlse is not None, **rows(o, do),
         )  # fmt: skip
-        chosen = launch.schedule("dq", q)
-        backward_dq[_grid(M, chosen["BLOCK_M"], H, B)](
-            q, k, v, do, mask, lengths, lse, delta, dq,
+        chosen = options("dq")
+        launch_backward(
+            backward_dq, _grid(M, chosen["BLOCK_M"], H, B), q, k, v, do, mask, lengths, lse, delta, dq,
             *q.stride(), *k.stride(), *v.stride(), *do.stride(), *mask_strides, *lse.stride(), *dq.stride(),
-            **common, **chosen,
+            **chosen,
         )  # fmt: skip
     if dk.numel() > 0:
-        chosen = launch.schedule("dkdv", q)
-        backward_dkdv[_grid(N, chosen["BLOCK_N"], HK, B)](
-            q, k, v, do, mask, lengths, lse, delta, dk, dv,
+        chosen = options("dkdv")
+        launch_backward(
+            backward_dkdv, _grid(N, chosen["BLOCK_N"], HK, B), q, k, v, do, mask, lengths, lse, delta, dk, dv,
             *q.stride(), *k.stride(), *v.stride(), *do.stride(), *mask_strides, *lse.stride(),
-            *dk.stride(), *dv.stride(), **common, **chosen,
+            *dk.stride(), *dv.stride(), **chosen,
         )  # fmt: skip
     return dq, dk, dv
 

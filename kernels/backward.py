@@ -13,7 +13,17 @@ the same bits.  With grouped-query heads the first sums over the heads of a grou
 import triton
 import triton.language as tl
 
-from .tiles import ANY_VALUE, key_range, load_tile, masked_logits, positive_scale, query_range, store_tile
+from .tiles import (
+    ANY_VALUE,
+    key_range,
+    load_rows,
+    load_tile,
+    masked_logits,
+    positive_scale,
+    query_range,
+    row_tiles,
+    store_tile,
+)
 
 
 @triton.jit(**ANY_VALUE)
@@ -64,6 +74,7 @@ def backward_dkdv(
     scale, M, N, HEAD_DIM, GROUP, diagonal, left, right, has_lengths,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BAND: tl.constexpr, MASK_KIND: tl.constexpr, PADDED: tl.constexpr, ALIGNED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """DK and dV of one tile of BLOCK_N keys of one key/value head.  Grid: (tiles of N, HK, B)."""
     start_n = tl.program_id(0) * BLOCK_N
@@ -83,18 +94,20 @@ def backward_dkdv(
     dv_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     for g in range(GROUP):
         h = hk * GROUP + g
+        q_rows = row_tiles(q + b * stride_qb + h * stride_qh, M, HEAD_DIM, stride_qm, BLOCK_M, BLOCK_D, DESCRIPTORS)
+        do_rows = row_tiles(do + b * stride_gb + h * stride_gh, M, HEAD_DIM, stride_gm, BLOCK_M, BLOCK_D, DESCRIPTORS)
         for start_m in range(low, high, BLOCK_M):
             offs_m = start_m + tl.arange(0, BLOCK_M)
-            q_tile = load_tile(q + b * stride_qb + h * stride_qh, offs_m, offs_d, stride_qm, stride_qd, M, HEAD_DIM,
-                               PADDED, ALIGNED)  # fmt: skip
+            q_tile = load_rows(q_rows, start_m, offs_d, stride_qm, stride_qd, M, HEAD_DIM, BLOCK_M,
+                               PADDED, ALIGNED, DESCRIPTORS)  # fmt: skip
             qk = tl.dot(signed_k, tl.trans(q_tile), input_precision="ieee")  # [BLOCK_N, BLOCK_M]
             qk, f = masked_logits(qk, mask + b * stride_mb + h * stride_mh, s, start_m, start_n, offs_m[None, :],
                                   offs_n[:, None], M, keys, diagonal, left, right, stride_mm, stride_mn,
                                   BAND, MASK_KIND, BLOCK_M, BLOCK_N)  # fmt: skip
             lse_tile = load_lse(lse + b * stride_lb + h * stride_lh, offs_m, stride_lm, M)
             p = tl.exp2(qk * f - lse_tile[None, :])
-            do_tile = load_tile(do + b * stride_gb + h * stride_gh, offs_m, offs_d, stride_gm, stride_gd, M, HEAD_DIM,
-                                PADDED, ALIGNED)  # fmt: skip
+            do_tile = load_rows(do_rows, start_m, offs_d, stride_gm, stride_gd, M, HEAD_DIM, BLOCK_M,
+                                PADDED, ALIGNED, DESCRIPTORS)  # fmt: skip
             dv_tile = tl.dot(p.to(do.dtype.element_ty), do_tile, dv_tile, input_precision="ieee")
             dp = tl.dot(v_tile, tl.trans(do_tile), input_precision="ieee")  # [BLOCK_N, BLOCK_M]
             pointers = delta + b * stride_lb + h * stride_lh + offs_m.to(tl.int64) * stride_lm
@@ -119,6 +132,7 @@ def backward_dq(
     scale, M, N, HEAD_DIM, GROUP, diagonal, left, right, has_lengths,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BAND: tl.constexpr, MASK_KIND: tl.constexpr, PADDED: tl.constexpr, ALIGNED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """DQ of one tile of BLOCK_M queries of one head.  Grid: (tiles of M, H, B)."""
     start_m = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M  # under a causal mask the longest rows begin first
@@ -130,8 +144,8 @@ def backward_dq(
     keys = tl.minimum(tl.load(key_lengths + b, mask=has_lengths != 0, other=N).to(tl.int32), N)
     low, high = key_range(start_m, M, keys, diagonal, left, right, BAND, BLOCK_M, BLOCK_N)
 
-    k += b * stride_kb + hk * stride_kh
-    v += b * stride_vb + hk * stride_vh
+    k_rows = row_tiles(k + b * stride_kb + hk * stride_kh, keys, HEAD_DIM, stride_kn, BLOCK_N, BLOCK_D, DESCRIPTORS)
+    v_rows = row_tiles(v + b * stride_vb + hk * stride_vh, keys, HEAD_DIM, stride_vn, BLOCK_N, BLOCK_D, DESCRIPTORS)
     q_tile = load_tile(q + b * stride_qb + h * stride_qh, offs_m, offs_d, stride_qm, stride_qd, M, HEAD_DIM,
                        PADDED, ALIGNED)  # fmt: skip
     do_tile = load_tile(do + b * stride_gb + h * stride_gh, offs_m, offs_d, stride_gm, stride_gd, M, HEAD_DIM,
@@ -143,8 +157,10 @@ def backward_dq(
     dq_tile = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for start_n in range(low, high, BLOCK_N):
         offs_n = start_n + tl.arange(0, BLOCK_N)
-        k_tile = load_tile(k, offs_n, offs_d, stride_kn, stride_kd, keys, HEAD_DIM, PADDED, ALIGNED)
-        v_tile = load_tile(v, offs_n, offs_d, stride_vn, stride_vd, keys, HEAD_DIM, PADDED, ALIGNED)
+        k_tile = load_rows(k_rows, start_n, offs_d, stride_kn, stride_kd, keys, HEAD_DIM, BLOCK_N,
+                           PADDED, ALIGNED, DESCRIPTORS)  # fmt: skip
+        v_tile = load_rows(v_rows, start_n, offs_d, stride_vn, stride_vd, keys, HEAD_DIM, BLOCK_N,
+                           PADDED, ALIGNED, DESCRIPTORS)  # fmt: skip
         qk = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")  # [BLOCK_M, BLOCK_N]
         qk, f = masked_logits(qk, mask + b * stride_mb + h * stride_mh, s, start_m, start_n, offs_m[:, None],
                               offs_n[None, :], M, keys, diagonal, left, right, stride_mm, stride_mn,

@@ -21,14 +21,16 @@ HOPPER: dict[tuple[Kernel, int], tuple[int, int, int, int, int | None]] = {
 def schedule(kernel: Kernel, block_d: int, dtype: torch.dtype, device: torch.device, masked: bool) -> dict[str, Any]:
     """Keyword arguments of a launch; `masked` means by a tensor, whose tiles take shared memory of their own.
 
-    Interpreted kernels take small tiles, so that short sequences still cross tile edges.
+    Interpreted kernels take small tiles, so that short sequences still cross tile edges.  The backward kernels are told
+    whether to load by tensor descriptors, where rows are aligned; in the forward kernel these do not pay.
     """
+    hopper = device.type == "cuda" and dtype.itemsize == 2 and not masked and _capability(device) == (9, 0)
+    found = HOPPER.get((kernel, block_d)) if hopper else None
+    descriptors = {} if kernel == "forward" else dict(DESCRIPTORS=found is not None)
     if device.type == "cpu":
-        return dict(BLOCK_M=32, BLOCK_N=32)
-    tuned = dtype.itemsize == 2 and not masked and _capability(device) == (9, 0)
-    found = HOPPER.get((kernel, block_d)) if tuned else None
+        return dict(BLOCK_M=32, BLOCK_N=32) | descriptors
     names = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages", "maxnreg")
-    return dict(zip(names, found or _by_size(kernel, block_d, dtype.itemsize), strict=True))
+    return dict(zip(names, found or _by_size(kernel, block_d, dtype.itemsize), strict=True)) | descriptors
 
 
 def _by_size(kernel: Kernel, block_d: int, itemsize: int) -> tuple[int, int, int, int, int | None]:

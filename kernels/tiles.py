@@ -66,6 +66,32 @@ def load_tile(base, offs_row, offs_d, stride_row, stride_d, rows, HEAD_DIM,
 
 
 @triton.jit
+def row_tiles(base, rows, HEAD_DIM, stride_row, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+              DESCRIPTORS: tl.constexpr):  # fmt: skip
+    """A [rows, HEAD_DIM] matrix as `load_rows` takes it: behind a tensor descriptor, or by its first element."""
+    if DESCRIPTORS:
+        matrix = tl.make_tensor_descriptor(base, [rows, HEAD_DIM], [stride_row, 1], [BLOCK, BLOCK_D])
+    else:
+        matrix = base
+    return matrix  # one return: what it returns has one type
+
+
+@triton.jit
+def load_rows(matrix, start, offs_d, stride_row, stride_d, rows, HEAD_DIM, BLOCK: tl.constexpr,
+              PADDED: tl.constexpr, ALIGNED: tl.constexpr, DESCRIPTORS: tl.constexpr):  # fmt: skip
+    """Rows from `start` on of what `row_tiles` returned; 0 outside the matrix.  -> [BLOCK, len(offs_d)]
+
+    A whole tile behind a descriptor is one instruction of one thread, and the bounds are the hardware's to check.
+    """
+    if DESCRIPTORS:
+        tile = matrix.load([start, 0])
+    else:
+        offs_row = start + tl.arange(0, BLOCK)
+        tile = load_tile(matrix, offs_row, offs_d, stride_row, stride_d, rows, HEAD_DIM, PADDED, ALIGNED)
+    return tile
+
+
+@triton.jit
 def store_tile(base, tile, offs_row, offs_d, stride_row, stride_d, rows, HEAD_DIM,
                PADDED: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     """The inverse of `load_tile`; rounds to the element type of `base`, to nearest even."""

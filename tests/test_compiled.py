@@ -54,12 +54,14 @@ def device_of(monkeypatch):
 @pytest.mark.parametrize("mask", [0, 2])
 def test_it_compiles_and_fits(device_of, name, capability, block_d, dtype, mask):
     chosen = schedules.schedule(name, block_d, dtype, device_of(capability), masked=mask != 0)
-    tiles = {n: chosen.pop(n) for n in ("BLOCK_M", "BLOCK_N")}
-    constants = {**tiles, "BLOCK_D": block_d, "BAND": True, "MASK_KIND": mask, "PADDED": False, "ALIGNED": True}
+    told = {n: chosen.pop(n) for n in ("BLOCK_M", "BLOCK_N", "DESCRIPTORS") if n in chosen}
+    constants = {**told, "BLOCK_D": block_d, "BAND": True, "MASK_KIND": mask, "PADDED": False, "ALIGNED": True}
     done = compiled(name, capability, dtype, constants, **chosen)
     assert done.metadata.shared <= SHARED[capability]
     if capability == 90 and dtype == torch.bfloat16:
         assert "wgmma" in done.asm["ptx"], "not on the tensor cores' own instructions"
+    assert ("cp.async.bulk.tensor" in done.asm["ptx"]) == told.get("DESCRIPTORS", False)
+    assert told.get("DESCRIPTORS", False) == (name != "forward" and capability == 90 and block_d >= 64 and mask == 0)
 
 
 def test_rows_that_are_aligned_move_in_wide_accesses():

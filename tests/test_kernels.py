@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextvars import copy_context
+
+import flashproof.kernels.attention as bundled
 import pytest
 import torch
 from flashproof.kernels import interpreter
 from flashproof.kernels.attention import attention
 from flashproof.reference import attention as truth
 from flashproof.reference.masks import Mask
+from flashproof.verify import guards
 from flashproof.verify.case import Case, MaskRecipe
+from flashproof.verify.errors import same_bits
 from flashproof.verify.evaluate import evaluate
+from flashproof.verify.inputs import build
 from flashproof.verify.loading import load
 
 MASKS = {
@@ -87,6 +93,28 @@ def test_tiles_change_only_roundings(tiles):
     expected = truth.forward(q, k, v, Mask(causal=True, alignment="bottom-right"), 40**-0.5)
     torch.testing.assert_close(o.double(), expected.o, atol=1e-6, rtol=0)
     torch.testing.assert_close(lse.double(), expected.lse, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "packed", "gaps", "columns"])
+@pytest.mark.parametrize("mask", ["none", "causal-br", "padding"])
+def test_tensor_descriptors_change_no_bits(monkeypatch, layout, mask):
+    """Where rows are not aligned they are not made: then the flag alone changes nothing."""
+    case = Case(B=3, H=4, HK=2, M=70, N=41, D=40, dtype="bf16", regime="normal", seed=2, mask=MASKS[mask],
+                layout=layout)  # fmt: skip
+    flash, made = load("flash"), []
+
+    def gradients():
+        found = guards.run(flash, case, build(case)).tensors()
+        return [found[n] for n in ("dq", "dk", "dv")]
+
+    plain = gradients()
+    chosen = bundled.schedule
+    monkeypatch.setattr(bundled, "schedule", lambda kernel, *rest: (
+        chosen(kernel, *rest) | ({} if kernel == "forward" else dict(DESCRIPTORS=True))
+    ))  # fmt: skip
+    monkeypatch.setattr(bundled, "copy_context", lambda: made.append(layout) or copy_context())
+    assert all(same_bits(x, y).all() for x, y in zip(gradients(), plain, strict=True))
+    assert len(made) == (2 if layout in ("contiguous", "packed") else 0)
 
 
 def test_gradient_of_the_lse():

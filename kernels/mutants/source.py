@@ -28,7 +28,7 @@ OUTPUTS, GRADIENTS = ("out", "lse"), ("dq", "dk", "dv")
 
 _KERNELS = Path(__file__).parents[1]
 #: imports among the parts, and of what Python 3.11 does without (Triton's annotations must stay objects)
-_DROPPED = re.compile(r"^from (\.\w+|__future__) import .*\n", re.MULTILINE)
+_DROPPED = re.compile(r"^from (\.\w+|__future__) import (\([^)]*\)|.*)\n", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def tensors(head_dim: int, length: int, heads: int = H, batch: int = B) -> list[
 
 
 def call(kernel: str, chosen: Schedule, x: list[torch.Tensor], causal: bool) -> Callable[[], object]:
-    """A function that launches one kernel in one schedule."""
+    """A function that launches one kernel in one schedule; the backward kernels with tensor descriptors."""
     q, k, v, do = x
     launch = bundled.Launch(scale=q.shape[3] ** -0.5, mask=None, key_lengths=None, diagonal=0, left=None,
                             right=0 if causal else None, tiles=None)  # fmt: skip
@@ -48,16 +48,17 @@ def call(kernel: str, chosen: Schedule, x: list[torch.Tensor], causal: bool) -> 
     o, lse = torch.empty_like(q), torch.zeros(q.shape[:3], device="cuda")
     delta = torch.zeros_like(lse)
     common = launch.arguments(q, k) | bundled.rows(q, k, v, do)
+    launch.chosen["DESCRIPTORS"] = True
     mask, lengths, strides = launch.pointers(lse)
     given = (*q.stride(), *k.stride(), *v.stride(), *do.stride(), *strides, *lse.stride())
     if kernel == "dq":
         grid = bundled._grid(q.shape[2], chosen[0], q.shape[1], q.shape[0])
-        return lambda: bundled.backward_dq[grid](q, k, v, do, mask, lengths, lse, delta, o, *given, *o.stride(),
-                                                 **common, **launch.chosen)  # fmt: skip
+        return lambda: bundled.launch_backward(bundled.backward_dq, grid, q, k, v, do, mask, lengths, lse, delta, o,
+                                               *given, *o.stride(), **common, **launch.chosen)  # fmt: skip
     dk, dv = torch.empty_like(k), torch.empty_like(v)
     grid = bundled._grid(k.shape[2], chosen[1], k.shape[1], k.shape[0])
-    return lambda: bundled.backward_dkdv[grid](q, k, v, do, mask, lengths, lse, delta, dk, dv, *given, *dk.stride(),
-                                               *dv.stride(), **common, **launch.chosen)  # fmt: skip
+    return lambda: bundled.launch_backward(bundled.backward_dkdv, grid, q, k, v, do, mask, lengths, lse, delta, dk, dv,
+                                           *given, *dk.stride(), *dv.stride(), **common, **launch.chosen)  # fmt: skip
 
 
 class Fixed:
