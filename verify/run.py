@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -240,6 +240,7 @@ class _Measurement:
     left_out: list[str]
     shard: ShardWriter
     progress: Progress
+    lost: list[Result] = field(default_factory=list)  # of the results, those that hung or died
 
     def measure(self, first: Sequence[Result]) -> None:
         """Survey and hunt, after what is known by now; what had to be left out is noted."""
@@ -252,21 +253,22 @@ class _Measurement:
             self._survey(self._fatal_layouts())
             self._compare()
         if "hunt" in self.settings.phases and self.settings.profile.hunt:
-            if self._lost():
+            if self.lost:
                 self.left_out.append("the hunt: a function that hangs or dies has been found out already")
             else:
                 self._hunt()
         if self._too_many():
-            self.left_out.append(f"the cases after the first {len(self.results)}: {self._lost()} of these hung or died")
-
-    def _lost(self) -> int:
-        return sum(r.lost for r in self.results)
+            self.left_out.append(
+                f"the cases after the first {len(self.results)}: {len(self.lost)} of these hung or died"
+            )
 
     def _too_many(self) -> bool:
-        return self._lost() >= self.settings.profile.max_lost
+        return len(self.lost) >= self.settings.profile.max_lost
 
     def _keep(self, result: Result) -> None:
         self.results.append(result)
+        if result.lost:
+            self.lost.append(result)
         self.shard.append(result.rows)
 
     def _fatal_layouts(self) -> frozenset[str]:
@@ -274,7 +276,7 @@ class _Measurement:
 
         That is a finding, and once is enough: a GPU on which every such case breaks a context may not recover.
         """
-        if self._lost() or not self.results:
+        if self.lost or not self.results:
             return frozenset()
         cases = [self.results[-1].case.with_(layout=x) for x in dict.fromkeys(LAYOUTS) if x != "contiguous"]
         lost = [r for r in self.pool.evaluate(cases, "survey", thorough=False) if r.lost]
