@@ -60,6 +60,7 @@ def test_a_fault_is_found_on_the_device(name, tmp_path):
     run = tmp_path / "run"
     done = cli("verify", f"mutant:{name}", "--device", "cuda", "--cases", "60", "--examples", "0", "--out", str(run))
     assert done.returncode == 1, done.stderr[-2000:]
+    assert torch.cuda.get_device_name() in json.loads((run / "manifest.json").read_text())["device"]
     finding = json.loads((run / "findings" / "001.json").read_text())
     again = cli("replay", json.dumps(finding["case"]), f"mutant:{name}", "--device", "cuda")
     assert again.returncode == 1, again.stderr[-2000:]

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
 
 from ..reports.record import (
     Algebra,
     Finding,
-    Git,
     Manifest,
     ShardWriter,
     Share,
@@ -31,6 +27,7 @@ from . import interrupts
 from .algebra import findings as algebra_findings
 from .attribution import attribution, sample_case
 from .case import UNIT_ROUNDOFF, Case, MaskRecipe
+from .circumstances import git, gpu, machine, versions
 from .comparison import PHASE, comparison, stages, still_open
 from .draws import Draws
 from .evaluate import Result
@@ -371,45 +368,14 @@ def _manifest(settings: Settings, implementation: Implementation) -> Manifest:
     found = {"python": platform.python_version()}
     found |= versions("flashproof", "torch", "triton", "numpy", "hypothesis", "ml_dtypes")
     profile = asdict(settings.profile)
+    hardware, device = machine(), "cpu (Triton kernels interpreted)"
+    if settings.device != "cpu":
+        hardware |= (card := gpu())
+        device = f"{settings.device} ({card['gpu']}, driver {card['driver']})"
     return Manifest(
         schema=1, implementation=settings.spec, profile=settings.profile.name, seed=settings.seed,
         created=datetime.now(UTC).isoformat(timespec="seconds"), command=settings.command,
-        device="cpu (Triton kernels interpreted)" if settings.device == "cpu" else settings.device, versions=found,
-        machine={"cpu": _cpu(), "cores": os.cpu_count() or 1, "platform": platform.platform()}, git=_git(),
+        device=device, versions=found, machine=dict(hardware), git=git(),
         conventions=dict(implementation.conventions()),
         profile_settings={k: list(v) if isinstance(v, tuple) else v for k, v in profile.items()},
     )  # fmt: skip
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _git() -> Git | None:
-    def ask(*args: str) -> str:
-        return subprocess.run(["git", *args], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        return Git(commit=ask("rev-parse", "HEAD"), dirty=bool(ask("status", "--porcelain", "-uno")))
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def versions(*names: str) -> dict[str, str]:
-    """Of the packages that are installed."""
-    found = {}
-    for name in names:
-        with suppress(Exception):  # one that is not installed has none
-            found[name] = version(name)
-    return found
-
-
-def command_line(arguments: list[str] | None = None) -> str:
-    """The command as typed, for the record."""
-    import shlex
-
-    return shlex.join(["flashproof", *(sys.argv[1:] if arguments is None else arguments)])

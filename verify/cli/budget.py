@@ -56,9 +56,9 @@ def derive(implementation: str, cases: int, seed: int, out: Path | None) -> None
 
     from ...reports.rows import write_text_atomic
     from .. import budgets
+    from ..circumstances import command_line
     from ..derive import derived, toml
     from ..profiles import PROFILES
-    from ..run import command_line
     from ..worker import prepare
     from .console import Console
 

@@ -122,8 +122,9 @@ def _measure(
     limits = budgets.load(budgets_file)  # before torch is imported
     chosen = _device(device)
 
+    from ..circumstances import command_line
     from ..isolation import LONGER, compiles
-    from ..run import command_line, prepare_folder, run
+    from ..run import prepare_folder, run
     from ..settings import Settings
     from ..worker import prepare
 

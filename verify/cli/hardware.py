@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,21 +132,13 @@ def _circumstances() -> dict[str, Any]:
     """When, how and on what."""
     import platform
 
-    import torch
+    from ..circumstances import command_line, gpu, versions
 
-    from ..run import command_line, versions
-
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        driver = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
-    except (OSError, subprocess.SubprocessError, IndexError):
-        driver = "unknown"
-    found = {"python": platform.python_version()} | versions("flashproof", "torch", "triton")
-    found["cuda"] = str(torch.version.cuda)
+    card = gpu()
+    found = {"python": platform.python_version()} | versions("flashproof", "torch", "triton") | {"cuda": card["cuda"]}
     return dict(
         created=datetime.now(UTC).isoformat(timespec="seconds"), command=command_line(_without_out(sys.argv[1:])),
-        driver=driver,
-        device=torch.cuda.get_device_name(), versions=found,
+        driver=card["driver"], device=card["gpu"], versions=found,
     )  # fmt: skip
 
 

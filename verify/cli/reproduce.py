@@ -61,8 +61,8 @@ def reproduce(parts: tuple[str, ...], seeds: int, out: Path | None) -> None:
 
 def _measured(parts: tuple[str, ...], seeds: int, progress: Progress) -> Reproductions:
     from ...reports.published import Reproductions
+    from ..circumstances import command_line, versions
     from ..reproduce import PARTS
-    from ..run import command_line, versions
     from ..worker import prepare
 
     prepare("flash", "cpu")

@@ -88,9 +88,9 @@ def _tried(
     quick: bool, names: tuple[str, ...] | None, clean_cases: int | None, seed: int, workers: int, progress: Progress
 ) -> SelfTest:  # fmt: skip
     from ...reports.kills import SelfTest
+    from ..circumstances import command_line, versions
     from ..gates import GATES
     from ..pool import Pool
-    from ..run import command_line, versions
     from ..selftest import LIMIT, clean_tried, mutants_tried, peers_asked, rules
     from ..worker import prepare
 
