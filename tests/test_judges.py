@@ -692,6 +692,15 @@ def test_crashes_fail_and_refusals_do_not():
     assert not judgement.failed and any("ValueError: no" in line for line in judgement.not_covered)
 
 
+def test_refusals_that_differ_in_numbers_are_told_once():
+    why = ("ValueError: D = 3 is below 16", "ValueError: D = 8 is below 16", "ValueError: D = 8 is below 16", "no bias")
+    refused = [
+        Row(case_id=f"r{n}", phase="survey", status="unsupported", message=m, dtype="bf16") for n, m in enumerate(why)
+    ]
+    told = [line for line in judge(refused, BUDGETS, "planted").not_covered if line.startswith("refused")]
+    assert told == [f"refused in 3 of 4 cases, as in: {why[1]}", "refused in 1 of 4 cases: no bias"]
+
+
 def test_batch_invariance_is_reported_unless_a_budget_asks_for_it():
     measured = rows(failed="batch-invariance")
     assert not judge(measured, BUDGETS, "planted").failed

@@ -163,6 +163,23 @@ def test_shapes_may_be_refused_and_values_may_not():
     assert outcome(attention_that(even)) == ("unsupported", set())
 
 
+def test_one_batch_element_may_be_refused_and_may_not_be_an_accident():
+    """A refusal shows in the cases that have one; an accident is a failure, though not of two runs to be the same."""
+    two = CASE.with_(B=2)
+
+    def pairs(q):
+        if q.shape[0] == 1:
+            raise ValueError("no such batch")
+
+    def by_accident(q):
+        if q.shape[0] == 1:
+            torch.zeros(2) + torch.zeros(3)
+
+    assert outcome(attention_that(pairs), two) == ("ok", set())
+    assert outcome(attention_that(pairs)) == ("unsupported", set())
+    assert outcome(attention_that(by_accident), two) == ("ok", {"invariance"})
+
+
 def test_what_refuses_its_gradients_is_judged_without_them():
     result = evaluate(CASE, attention_that(lambda q: None, backward_too=False), "survey")
     assert result.status == "ok" and not result.failed

@@ -7,6 +7,7 @@ rows and get the same answer.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from .waivers import Waivers
 #: an fp32 kernel rounds scale and log2(e) themselves, once for all elements: that much is in every error
 _FP32_CONSTANTS = 2.0**-18
 
+_ALIKE = 80  # characters of a message, by which refusals are grouped
 _TOGETHER = "all regimes"
 _PLAIN = ", plain"
 
@@ -78,9 +80,18 @@ def judge(
 
 
 def _refused(rows: Sequence[Row]) -> list[str]:
-    refused = Counter(r.message or "" for r in rows if r.status == "unsupported")
+    """The commonest reasons; those that begin alike but for their numbers are one."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for r in rows:
+        if r.status == "unsupported":
+            groups[re.sub(r"\d+", "", r.message or "")[:_ALIKE]].append(r.message or "")
     cases = len({r.case_id for r in rows})
-    return [f"refused in {n} of {cases} cases: {message}" for message, n in refused.most_common(8)]
+    commonest = sorted(groups.values(), key=len, reverse=True)[:8]
+    return [
+        f"refused in {len(group)} of {cases} cases{', as in' if len(set(group)) > 1 else ''}: "
+        f"{Counter(group).most_common(1)[0][0]}"
+        for group in commonest
+    ]
 
 
 def _excused(rows: Sequence[Row]) -> list[str]:
