@@ -43,18 +43,19 @@ def backward_errors(
 
     # dP = dO V^T
     e_p = e_pv if a.weights_in_ds_rounded else e_p
-    moduli = c.products(do, c.v.abs())  # [B, H, r, N]: |dO| . |v|
+    dp, moduli = b.dp.abs(), c.products(do, c.v.abs())  # [B, H, r, N]: |dP|, |dO| . |v|
     e_dp = c.g(c.D) * moduli + TINY32 * (do.sum(-1, keepdim=True) + c.per_key(c.v.abs().sum(-1)) + c.D)
-    e_dp = e_dp + p.u * (b.dp.abs() + e_dp) + p.floor if a.dp_rounded else e_dp
+    e_dp = e_dp + p.u * (dp + e_dp) + p.floor if a.dp_rounded else e_dp
     e_dp = torch.where(moduli >= HUGE32, torch.inf, e_dp)
     if a.materialised:
-        e_dp = torch.where(b.dp.abs() + e_dp >= p.largest, torch.inf, e_dp)
+        e_dp = torch.where(dp + e_dp >= p.largest, torch.inf, e_dp)
 
     # delta, whose error is common to the row
     e_delta = TINY32 * (c.N + c.D + (do + b.o.abs()).sum(-1, keepdim=True))  # [B, H, r, 1]
     e_delta = e_delta + U32 * b.delta.abs()  # less the gradient of the LSE, if there is one
     by_output = (do * o_error + c.g(c.D) * do * (b.o.abs() + o_error)).sum(-1, keepdim=True)
-    by_weights = e_p * b.dp.abs() + (b.p + e_p) * (e_dp + (c.g(c.N) + 2 * U32) * (b.dp.abs() + e_dp))
+    p_most = b.p + e_p
+    by_weights = e_p * dp + p_most * (e_dp + (c.g(c.N) + 2 * U32) * (dp + e_dp))
     by_weights = by_weights.masked_fill(hidden, 0.0).sum(-1, keepdim=True)
     if a.delta == "either":
         e_delta = e_delta + torch.maximum(by_output, by_weights)
@@ -63,15 +64,16 @@ def backward_errors(
 
     # dS = P (dP - delta), soon times scale; `own` leaves out P times the error of delta, which dQ meets as
     # |P K|
-    parts = b.dp.abs() + b.delta.abs() + e_dp + e_delta
-    own = e_p * ((b.dp - b.delta).abs() + e_delta) + (b.p + e_p) * (e_dp + 2 * U32 * parts) + 2 * TINY32
+    parts = dp + b.delta.abs() + e_dp + e_delta
+    own = e_p * ((b.dp - b.delta).abs() + e_delta) + p_most * (e_dp + 2 * U32 * parts) + 2 * TINY32
     rounds = c.rounds(a.ds_roundings, 2)
-    largest = (b.ds.abs() + own + b.p * e_delta) * (1 + rounds) + p.floor  # what the computed |dS| may be
+    ds, by_delta = b.ds.abs(), b.p * e_delta  # |dS|, of which delta's error may be so much
+    largest = (ds + own + by_delta) * (1 + rounds) + p.floor  # what the computed |dS| may be
     rounding = rounds * scale * largest + p.floor * (scale + (a.ds_roundings if a.ds_scaled else 0.0))
     rounding = torch.where(largest * max(1.0, scale) >= p.largest, torch.inf, rounding)
     own = (scale * own + rounding).masked_fill(hidden, 0.0)
-    full = own + (scale * b.p * e_delta).masked_fill(hidden, 0.0)
-    total = scale * b.ds.abs() + full
+    full = own + (scale * by_delta).masked_fill(hidden, 0.0)
+    total = scale * ds + full
     largest = largest.masked_fill(hidden, 0.0)
     sums.dk.add_(c.transposed(full, b.q.abs()))
     sums.dk.add_(c.operand_floor * group(largest, c.k).sum(-2)[..., None])

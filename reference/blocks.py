@@ -9,7 +9,9 @@ from torch import Tensor
 from .attention import Forward, check_shapes, group, row_blocks, ungroup
 from .masks import Mask
 
-_BLOCK_BYTES = 4 * 2**20  # one float64 [B, H, rows, N]: some fifty of them are made, so they should stay in cache
+# of one float64 [B, H, rows, N]: some fifty of them are made, to stay in a core's own cache, or to keep a GPU busy
+_BLOCK_BYTES = 2**20
+_BLOCK_BYTES_OF_A_GPU = 2**26
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +60,8 @@ def blocks(
     if N == 0:
         return
     zero = torch.zeros(1, 1, 1, 1, dtype=torch.float64, device=q.device)
-    for start, stop in row_blocks(B, H, M, N, _BLOCK_BYTES):
+    size = _BLOCK_BYTES_OF_A_GPU if q.is_cuda else _BLOCK_BYTES
+    for start, stop in row_blocks(B, H, M, N, size):
         rows = slice(start, stop)
         visible, bias = mask.rows(start, stop, M, N, q.device)
         visible = visible.expand(B, H, stop - start, N)

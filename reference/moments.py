@@ -1,7 +1,9 @@
 """What predicted variances are made of in every arrangement: each tensor is computed once, when first asked for."""
 
 import math
+from collections.abc import Hashable
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,10 +42,14 @@ class Keys:
 
 
 class Moments:
-    """What the variances of a block are made of, in every arrangement alike: each computed once, when needed."""
+    """What the variances of a block are made of, in every arrangement alike: each computed once, when needed.
+
+    computed: what is made of them in arrangements that have it in common, by whatever tells these from others.
+    """
 
     def __init__(self, b: Block, keys: Keys, p: Precision) -> None:
         self.b, self.keys, self.p = b, keys, p
+        self.computed: dict[Hashable, Any] = {}
 
     @cached_property
     def p2(self) -> Tensor:
@@ -70,7 +76,7 @@ class Moments:
 
     @cached_property
     def q2(self) -> Tensor:
-        """[B, H, r, D], and so are `do2`, `pk`, `dsk` and `p2v2`."""
+        """[B, H, r, D], and so are `do2`, `pk`, `dsk`, `p2v2` and `ds2k2`."""
         return self.b.q.square()
 
     @cached_property
@@ -88,6 +94,10 @@ class Moments:
     @cached_property
     def p2v2(self) -> Tensor:
         return self.keys.mix(self.p2, self.keys.v2)
+
+    @cached_property
+    def ds2k2(self) -> Tensor:
+        return self.keys.mix(self.ds2, self.keys.k2)
 
     @cached_property
     def q2k2(self) -> Tensor:

@@ -14,7 +14,7 @@ attention, variances adding, gives
 plus what errors of the logits do on the way back (`_Moved`); of L the largest that is legitimate, for l may be
 the sum of the weights as rounded. var(s) collects the roundings of the logits, var(P) those of the weights,
 var(dS) and var(delta) those on the way back, which have roundings in common where delta is the sum of the
-weights (`_ScoreGradientError`); rho is meant once per rounding.
+weights (`_Own`); rho is meant once per rounding.
 (*) A query that sees a single key has a weight of exactly 1 (given `own_maximum`), and an output that p holds:
 neither is rounded (`var_round`, `var_round_of_result`), and its delta is free of such errors. Under a causal mask
 the first query is one; O^2 is there what V^2 is, and 1/i of that where i keys are averaged.
@@ -28,8 +28,10 @@ pass through p (`gradient_stores`) are not predicted: a kernel that does this is
 """
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -39,6 +41,8 @@ from .attention import Forward, Gradients, check_gradients, group, ungroup
 from .blocks import blocks, clean
 from .masks import Mask
 from .moments import LOG_UNIFORM, Keys, Moments, drift, sum_error, var_round, var_round_of_result
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,33 +87,28 @@ class VarianceSums:
     def __init__(
         self, a: Arrangement, p: Precision, scale: float, keys: Keys, truth: Forward, gradients: Gradients | None
     ) -> None:
-        self._c, self._truth, self._gradients = _Setting(a, p, scale, keys.k), truth, gradients
-        self._queries = truth.o.shape[1] // keys.k.shape[1] * truth.o.shape[2]  # that share a key
+        queries = truth.o.shape[1] // keys.k.shape[1] * truth.o.shape[2]
+        self._c, self._truth, self._gradients = _Setting(a, p, scale, keys.k, queries), truth, gradients
         self._out = self._lse = self._dq = 0.0
         self._dk, self._dv = torch.zeros_like(keys.k), torch.zeros_like(keys.k)
 
     def add(self, x: Moments) -> None:
         """Take a block into account."""
-        c, n = self._c, self._queries
-        var_s = _var_logit(x, c)  # [B, H, r, N]
-        mixed = _var_output(x, var_s, c)  # [B, H, r, D]
+        c = self._c
+        mixed = _var_output(x, c)  # [B, H, r, D]
         stored = _var_stored(x, mixed, c)  # [B, H, r, D]
         self._out += float((mixed + stored).sum())
-        self._lse += float(_var_lse(x, var_s, c).sum())
+        self._lse += float(_var_lse(x, c).sum())
         if self._gradients is None:
             return
-        error = _score_gradient_error(x, stored, c)
-        moved = _Moved.by(x, var_s, c)
-        var_dq = c.mix(sum_error(c.N) * x.ds2, x.keys.k2) + error.dq(x, c) + moved.dq()
-        self._dq += float((c.scale**2 * var_dq).sum())
-        var_ds = error.ds(x) + moved.ds() + sum_error(n) * x.ds2
-        var_p = (x.rounded_p if c.a.weights_rounded else 0.0) + moved.p() + sum_error(n) * x.p2
-        self._dk += c.scale**2 * (group(var_ds, c.k).mT @ group(x.q2, c.k))
-        self._dv += group(var_p, c.k).mT @ group(x.do2, c.k)
+        shared = _var_delta(x, stored, c)
+        self._dq += float((c.scale**2 * _var_dq(x, shared, c)).sum())
+        self._dk += c.scale**2 * (group(_var_ds(x, shared, c), c.k).mT @ group(x.q2, c.k))
+        self._dv += _var_dv(x, c)
 
     def result(self) -> Predicted:
         """After the last block."""
-        c, o, exact, n = self._c, self._truth.o, self._gradients, self._queries
+        c, o, exact, n = self._c, self._truth.o, self._gradients, self._c.queries
         lse = math.sqrt(self._lse / max(1, int(torch.isfinite(self._truth.lse).count_nonzero())))
         if exact is None:
             return Predicted(_root_mean(self._out, o), lse, None, None, None)
@@ -129,12 +128,16 @@ class VarianceSums:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Setting:
-    """What is the same for every block: the arithmetic a in precision p, the scale, and the keys [B, HK, N, D]."""
+    """What is the same for every block: the arithmetic a in precision p, the scale, and the keys [B, HK, N, D].
+
+    queries: how many share a key, those of all heads of its group.
+    """
 
     a: Arrangement
     p: Precision
     scale: float
     k: Tensor
+    queries: int
 
     @property
     def N(self) -> int:
@@ -145,25 +148,46 @@ class _Setting:
         """1 if multiplying by the scale rounds nothing: a power of two, or 0."""
         return int(math.frexp(abs(self.scale))[0] in (0.0, 0.5))
 
+    @property
+    def until_stored(self) -> Arrangement:
+        """The arithmetic less what concerns the storing of results alone: O, dK and dV."""
+        return replace(self.a, name="", own_maximum=True, heads_rounded=True)
+
     def mix(self, w: Tensor, x: Tensor) -> Tensor:
         """W [B, H, r, N] @ x [B, HK, N, X] -> [B, H, r, X]."""
         return ungroup(group(w, self.k) @ x, w)
 
 
+def _until_stored(f: Callable[[Moments, _Setting], T]) -> Callable[[Moments, _Setting], T]:
+    """F computed once for all arrangements that differ in the storing of results alone, which f must not depend on."""
+
+    @wraps(f)
+    def once(x: Moments, c: _Setting) -> T:
+        key = f.__name__, c.until_stored
+        if key not in x.computed:
+            x.computed[key] = f(x, c)
+        return cast(T, x.computed[key])
+
+    return once
+
+
+@_until_stored
 def _var_logit(x: Moments, c: _Setting) -> Tensor:
     """Variance of a computed logit [B, H, r, N]: its operands, its roundings, its fp32 arithmetic."""
     b, a, rho, rho32 = x.b, c.a, LOG_UNIFORM * c.p.u**2, LOG_UNIFORM * U32**2
     D = c.k.shape[3]
-    terms = c.scale**2 * x.q2k2
     scaled = c.scale**2 * b.raw.square()
     n = a.score_roundings - (c.exact_scale if a.score_roundings > 1 else 0)
     biased = int(b.bias.numel() > 1 and n > 0)
-    var = rho * (a.operand_roundings * terms + n * scaled + biased * b.s.square())
-    var = var + n * c.p.floor**2 / 3 + sum_error(D) * terms + drift(D) * scaled
-    var = var + rho32 * (a.fp32_roundings * scaled + x.below2)
+    # of the terms of a product, and of the product
+    var = ((rho * a.operand_roundings + sum_error(D)) * c.scale**2) * x.q2k2
+    var = var + (rho * n + drift(D) + rho32 * a.fp32_roundings) * scaled + rho32 * x.below2
+    if n:
+        var = var + rho * biased * b.s.square() + n * c.p.floor**2 / 3
     return var.masked_fill_(~b.visible, 0.0)
 
 
+@_until_stored
 def _var_weight(x: Moments, c: _Setting) -> Tensor:
     """Variance of P [B, H, r, N] rounded for P V, in units of the normalised P."""
     b, kind = x.b, c.a.weights
@@ -176,21 +200,23 @@ def _var_weight(x: Moments, c: _Setting) -> Tensor:
     return torch.maximum(x.rounded_p, running) if kind == "either" else running
 
 
-def _var_output(x: Moments, var_s: Tensor, c: _Setting) -> Tensor:
+@_until_stored
+def _var_output(x: Moments, c: _Setting) -> Tensor:
     """Variance of O [B, H, r, D] by logits and weights; a row sum of the rounded P centres V."""
     var_p = _var_weight(x, c)
     rounded = c.mix(var_p, x.keys.v2)
     if c.a.row_sum != "unrounded":
         centred = x.centred(var_p)
         rounded = centred if c.a.row_sum == "rounded" else torch.maximum(rounded, centred)
-    return x.centred(x.p2 * var_s) + rounded
+    return x.centred(x.p2 * _var_logit(x, c)) + rounded
 
 
-def _var_lse(x: Moments, var_s: Tensor, c: _Setting) -> Tensor:
+@_until_stored
+def _var_lse(x: Moments, c: _Setting) -> Tensor:
     """Variance of L [B, H, r, 1] in a kernel that sums its weights as rounded; 0 where no key is seen."""
     b, rho32 = x.b, LOG_UNIFORM * U32**2
-    var = (x.p2 * (var_s + sum_error(c.N)) + _var_weight(x, c)).sum(-1, keepdim=True) + drift(c.N) + c.a.eps_exp**2
-    var = var + 4 * rho32 * (b.lse.square() + b.m.square())
+    var = (x.p2 * (_var_logit(x, c) + sum_error(c.N)) + _var_weight(x, c)).sum(-1, keepdim=True)
+    var = var + drift(c.N) + c.a.eps_exp**2 + 4 * rho32 * (b.lse.square() + b.m.square())
     return torch.where(b.visible.expand_as(b.p).any(-1, keepdim=True), var, 0.0)
 
 
@@ -200,8 +226,10 @@ def _var_stored(x: Moments, mixed: Tensor, c: _Setting) -> Tensor:
     return sums + (var_round_of_result(x.b.o, c.p, mixed + sums) if c.a.own_maximum else var_round(x.b.o, c.p, 1))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Moved:
+# -- on the way back ---------------------------------------------------------------------------------------------------
+
+
+class _Moved(NamedTuple):
     """Variances on the way back that errors of the logits cause, by the second derivative of softmax.
 
     An error e_l of logit l moves P_j by P_j (1[j = l] - P_l) e_l and, delta being a function of P,
@@ -210,84 +238,92 @@ class _Moved:
         sum_j dS_j k_j by [dS_l (k_l - P K) - P_l dS K] e_l
     """
 
-    x: Moments
-    c: _Setting
-    var_s: Tensor  # [B, H, r, N]
-    pp: Tensor  # sum_l var(s) P^2, with the error of the stored L, which scales the whole row  [B, H, r, 1]
-    ps: Tensor  # sum_l var(s) P dS
-    ss: Tensor  # sum_l var(s) dS^2
-
-    @classmethod
-    def by(cls, x: Moments, var_s: Tensor, c: _Setting) -> "_Moved":
-        b = x.b
-        pp, ps, ss = ((var_s * y * z).sum(-1, keepdim=True) for y, z in ((b.p, b.p), (b.p, b.ds), (b.ds, b.ds)))
-        stored = LOG_UNIFORM * U32**2 * b.lse.square() if c.a.recomputed else 0.0
-        return cls(x, c, var_s, pp + stored, ps, ss)
-
-    def p(self) -> Tensor:
-        """[B, H, r, N]"""
-        var = self.x.p2 * (self.var_s * (1 - 2 * self.x.b.p) + self.pp)
-        return var.clamp_min_(0.0)
-
-    def ds(self) -> Tensor:
-        """[B, H, r, N]"""
-        p, ds = self.x.b.p, self.x.b.ds
-        var = self.x.ds2 * (self.var_s * (1 - 4 * p) + self.pp) + 2 * p * ds * self.ps + self.x.p2 * self.ss
-        return var.clamp_min_(0.0)
-
-    def dq(self) -> Tensor:
-        """[B, H, r, D], of dQ / scale."""
-        x, c, pk, dsk = self.x, self.c, self.x.pk, self.x.dsk
-        w, y = self.var_s * x.ds2, self.var_s * x.b.ds * x.b.p
-        square = c.mix(w, x.keys.k2) - 2 * pk * c.mix(w, c.k) + pk.square() * self.ss
-        cross = c.mix(y, c.k) - pk * self.ps
-        return (square - 2 * dsk * cross + dsk.square() * self.pp).clamp_min_(0.0)
+    p: Tensor  # [B, H, r, N]
+    ds: Tensor  # [B, H, r, N]
+    dq: Tensor  # of dQ / scale  [B, H, r, D]
 
 
-class _ScoreGradientError(NamedTuple):
+@_until_stored
+def _moved(x: Moments, c: _Setting) -> _Moved:
+    b, p, ds = x.b, x.b.p, x.b.ds
+    var_s, pds = _var_logit(x, c), p * ds
+    w, y = var_s * x.ds2, var_s * pds
+    # sum_l var(s) P^2, with the error of the stored L, which scales the row; var(s) P dS; var(s) dS^2  [B, H, r, 1]
+    pp, ps, ss = ((var_s * x.p2).sum(-1, keepdim=True), y.sum(-1, keepdim=True), w.sum(-1, keepdim=True))
+    pp = pp + (LOG_UNIFORM * U32**2 * b.lse.square() if c.a.recomputed else 0.0)
+    moved_p = x.p2 * (var_s * (1 - 2 * p) + pp)
+    moved_ds = x.ds2 * (var_s * (1 - 4 * p) + pp) + 2 * ps * pds + x.p2 * ss
+    square = c.mix(w, x.keys.k2) - 2 * x.pk * c.mix(w, c.k) + x.pk.square() * ss
+    cross = c.mix(y, c.k) - x.pk * ps
+    moved_dq = square - 2 * x.dsk * cross + x.dsk.square() * pp
+    return _Moved(moved_p.clamp_min_(0.0), moved_ds.clamp_min_(0.0), moved_dq.clamp_min_(0.0))
+
+
+class _Own(NamedTuple):
     """Of dS by all but the logits: an error of its own per element, less P times that of delta, which a row shares.
 
     A delta from the weights, rowsum(P * dP), has the rounded P and dP of dS itself. With a single key the two cancel.
     """
 
-    own: Tensor  # variance  [B, H, r, N]
-    shared: Tensor  # variance of delta  [B, H, r, 1]
-    common: Tensor | None  # their covariance  [B, H, r, N], None for 0
-
-    def ds(self, x: Moments) -> Tensor:
-        """Variance of dS [B, H, r, N]."""
-        var = self.own + self.shared * x.p2
-        return var if self.common is None else (var - 2 * x.b.p * self.common).clamp_min_(0.0)
-
-    def dq(self, x: Moments, c: _Setting) -> Tensor:
-        """Variance of sum_j dS k_j [B, H, r, D]."""
-        var = c.mix(self.own, x.keys.k2) + self.shared * x.pk.square()
-        return var if self.common is None else (var - 2 * x.pk * c.mix(self.common, c.k)).clamp_min_(0.0)
+    variance: Tensor  # [B, H, r, N]
+    by_keys: Tensor  # sum_j of it times k_j^2  [B, H, r, D]
+    delta: Tensor  # variance of a delta from the weights  [B, H, r, 1]
+    common: Tensor | None  # its covariance with the own error  [B, H, r, N], None for 0
 
 
-def _score_gradient_error(x: Moments, stored: Tensor, c: _Setting) -> _ScoreGradientError:
-    """What dS has of the roundings of P, dP, delta and its own."""
+@_until_stored
+def _own(x: Moments, c: _Setting) -> _Own:
+    """What dS has of the roundings of P, dP and its own."""
     b, a, rho, D = x.b, c.a, LOG_UNIFORM * c.p.u**2, c.k.shape[3]
     var_p = x.rounded_p if a.weights_in_ds_rounded else 0.0
-    var_dp = (rho * int(a.dp_rounded) + drift(D)) * x.dp2
-    var_dp = var_dp + sum_error(D) * x.do2v2
+    var_dp = (rho * int(a.dp_rounded) + drift(D)) * x.dp2 + sum_error(D) * x.do2v2
     n = a.ds_roundings - (c.exact_scale if a.ds_scaled and a.ds_roundings > 1 else 0)
     own = x.p2 * var_dp + var_p * x.gap2 + var_round(b.ds, c.p, n)
     own = own.masked_fill_(~b.visible, 0.0)
-    if a.delta == "output":
-        return _ScoreGradientError(own, _var_delta_from_output(x, stored, c), None)
-    by_weights = (var_p * x.dp2 + x.p2 * var_dp).sum(-1, keepdim=True) + 2 * drift(c.N // 16) * b.delta.square()
-    if a.delta == "weights":
-        return _ScoreGradientError(own, by_weights, var_p * (b.dp - b.delta) * b.dp + x.p2 * var_dp)
-    return _ScoreGradientError(own, torch.maximum(_var_delta_from_output(x, stored, c), by_weights), None)
+    delta = (var_p * x.dp2 + x.p2 * var_dp).sum(-1, keepdim=True) + 2 * drift(c.N // 16) * b.delta.square()
+    common = var_p * (b.dp - b.delta) * b.dp + x.p2 * var_dp if a.delta == "weights" else None
+    return _Own(own, c.mix(own, x.keys.k2), delta, common)
 
 
-def _var_delta_from_output(x: Moments, stored: Tensor, c: _Setting) -> Tensor:
-    """Variance of delta = rowsum(dO * O) [B, H, r, 1]."""
+def _var_delta(x: Moments, stored: Tensor, c: _Setting) -> Tensor:
+    """Variance of delta [B, H, r, 1]; `stored` is that of O by its storing."""
+    by_weights = _own(x, c).delta
+    if c.a.delta == "weights":
+        return by_weights
+    D = c.k.shape[3]
+    by_output = _pulled(x, c) + (x.do2 * (stored + sum_error(D) * x.b.o.square())).sum(-1, keepdim=True)
+    return by_output if c.a.delta == "output" else torch.maximum(by_output, by_weights)
+
+
+@_until_stored
+def _pulled(x: Moments, c: _Setting) -> Tensor:
+    """Variance of delta = rowsum(dO * O) [B, H, r, 1] by the weights, and by its own sum."""
     b, D, row_sum = x.b, c.k.shape[3], c.a.row_sum
     pulled = x.gap2 if row_sum == "rounded" else x.dp2 if row_sum == "unrounded" else torch.maximum(x.gap2, x.dp2)
-    var = (_var_weight(x, c) * pulled).sum(-1, keepdim=True) + drift(D) * b.delta.square()
-    return var + (x.do2 * (stored + sum_error(D) * b.o.square())).sum(-1, keepdim=True)
+    return (_var_weight(x, c) * pulled).sum(-1, keepdim=True) + drift(D) * b.delta.square()
+
+
+def _var_dq(x: Moments, shared: Tensor, c: _Setting) -> Tensor:
+    """Variance of dQ / scale [B, H, r, D]; `shared` is that of delta."""
+    own = _own(x, c)
+    var = own.by_keys + shared * x.pk.square()
+    var = var if own.common is None else (var - 2 * x.pk * c.mix(own.common, c.k)).clamp_min_(0.0)
+    return sum_error(c.N) * x.ds2k2 + var + _moved(x, c).dq
+
+
+def _var_ds(x: Moments, shared: Tensor, c: _Setting) -> Tensor:
+    """Variance of dS as it is summed to dK [B, H, r, N]; `shared` is that of delta."""
+    own = _own(x, c)
+    var = own.variance + shared * x.p2
+    var = var if own.common is None else (var - 2 * x.b.p * own.common).clamp_min_(0.0)
+    return var + _moved(x, c).ds + sum_error(c.queries) * x.ds2
+
+
+@_until_stored
+def _var_dv(x: Moments, c: _Setting) -> Tensor:
+    """Variance of dV [B, HK, N, D] but for storing it."""
+    var_p = (x.rounded_p if c.a.weights_rounded else 0.0) + _moved(x, c).p + sum_error(c.queries) * x.p2
+    return group(var_p, c.k).mT @ group(x.do2, c.k)
 
 
 def _root_mean(total: float, like: Tensor) -> float:

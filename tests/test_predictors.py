@@ -97,6 +97,7 @@ def test_the_gate_allows_either_arrangement_of_grouped_heads():
     causal = alone.with_(mask=MaskRecipe(causal=True))
     known = reference(causal, build(causal), stores_scores=False)
     assert all(known.envelope[n] > known.predicted[n] for n in ("out", "dq", "dk")), "a weight of 1, or not"
+    assert all(known.envelope[n] == Run(causal).predicted(ANY_FLASH)[n] for n in ("out", *GRADIENTS)), "as by itself"
     assert known.envelope["dv"] == known.predicted["dv"]
 
 
