@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -189,11 +190,9 @@ def _algebra(settings: Settings, implementation: Implementation, pool: Pool, pro
     comparisons = compare(pool, problems(implementation, settings.seed, thorough=thorough), progress)
     shares: list[Share] = []
     if any(c.status == "equal" for c in comparisons):
-        for dtype in settings.profile.dtypes:
-            try:
-                shares += pool.call(attribution, dtype, settings.seed, 4 if thorough else 1)
-            except LostError:
-                continue
+        of = partial(attribution, seed=settings.seed, samples=4 if thorough else 1)
+        for _, answer in pool.calls(of, settings.profile.dtypes):
+            shares += [] if isinstance(answer, LostError) else answer
     return Algebra(comparisons=tuple(comparisons), shares=tuple(shares))
 
 
@@ -238,22 +237,31 @@ class _Measurement:
     shard: ShardWriter
     progress: Progress
     lost: list[Result] = field(default_factory=list)  # of the results, those that hung or died
+    hunted: list[Result] = field(default_factory=list)  # by the hunt, which goes on beside the survey; the last results
+    keeping: Lock = field(default_factory=Lock)
 
     def measure(self, first: Sequence[Result]) -> None:
         """Survey and hunt, after what is known by now; what had to be left out is noted."""
-        surveys = "survey" in self.settings.phases
-        for n, result in enumerate(first[: self.settings.profile.survey] if surveys else first, start=1):
+        phases, profile = self.settings.phases, self.settings.profile
+        surveys = "survey" in phases
+        for n, result in enumerate(first[: profile.survey] if surveys else first, start=1):
             self._keep(result)
             if surveys:
-                self.progress("survey", n, self.settings.profile.survey)
-        if surveys:
-            self._survey(self._fatal_layouts())
-            self._compare()
-        if "hunt" in self.settings.phases and self.settings.profile.hunt:
-            if self.lost:
-                self.left_out.append("the hunt: a function that hangs or dies has been found out already")
-            else:
-                self._hunt()
+                self.progress("survey", n, profile.survey)
+        avoided = self._fatal_layouts() if surveys else frozenset()
+        try:
+            with ThreadPoolExecutor(len(profile.dtypes)) as threads:  # a climb waits for each of its cases
+                try:
+                    climbs = set(self._climbs(threads)) if "hunt" in phases and profile.hunt else set()
+                    if surveys:
+                        self._survey(avoided)
+                        self._compare()
+                    self._finish(climbs)
+                except BaseException:
+                    self.pool.stop()  # else the climbs would be waited for
+                    raise
+        finally:
+            self.results.extend(self.hunted)
         if self._too_many():
             self.left_out.append(
                 f"the cases after the first {len(self.results)}: {len(self.lost)} of these hung or died"
@@ -263,7 +271,11 @@ class _Measurement:
         return len(self.lost) >= self.settings.profile.max_lost
 
     def _keep(self, result: Result) -> None:
-        self.results.append(result)
+        with self.keeping:
+            self.results.append(result)
+            self._note(result)
+
+    def _note(self, result: Result) -> None:
         if result.lost:
             self.lost.append(result)
         self.shard.append(result.rows)
@@ -310,32 +322,31 @@ class _Measurement:
             if self._too_many():
                 return
 
-    def _hunt(self) -> None:
-        profile, before, keeping = self.settings.profile, len(self.results), Lock()
+    def _climbs(self, threads: ThreadPoolExecutor) -> Iterator[Future[None]]:
+        """The hunts of all dtypes, under way; what a survey loses is found, and not hunted as well."""
+        profile, surveys = self.settings.profile, "survey" in self.settings.phases
 
         def evaluated(case: Case) -> Result | None:
-            if self._too_many():
+            if self._too_many() or (surveys and self.lost):
                 return None
             result = self.pool.one(case, "hunt", thorough=False)
-            with keeping:
-                self._keep(result)
-                self.progress("hunt", len(self.results) - before, profile.hunt * len(profile.dtypes))
+            with self.keeping:
+                self.hunted.append(result)
+                self._note(result)
+                self.progress("hunt", len(self.hunted), profile.hunt * len(profile.dtypes))
             return result
 
-        with ThreadPoolExecutor(len(profile.dtypes)) as threads:  # one climb waits for its case while others measure
-            climbs = {
-                threads.submit(hunt, self.implementation, profile, dtype, self.settings.seed, evaluated)
-                for dtype in profile.dtypes
-            }
-            try:
-                while climbs:
-                    done, climbs = wait(climbs, timeout=PULSE)
-                    interrupts.check()
-                    for climb in done:
-                        climb.result()
-            except BaseException:
-                self.pool.stop()  # else the other climbs would be waited for
-                raise
+        for dtype in profile.dtypes:
+            yield threads.submit(hunt, self.implementation, profile, dtype, self.settings.seed, evaluated)
+
+    def _finish(self, climbs: set[Future[None]]) -> None:
+        if climbs and self.lost and "survey" in self.settings.phases:
+            self.left_out.append("more of the hunt: a function that hangs or dies has been found out already")
+        while climbs:
+            done, climbs = wait(climbs, timeout=PULSE)
+            interrupts.check()
+            for climb in done:
+                climb.result()
 
 
 def not_covered(implementation: Implementation, profile: Profile) -> list[str]:
