@@ -16,6 +16,8 @@ from .record import TENSORS, Run
 from .rows import Row
 from .words import DTYPES, in_scale, labels, measured, order
 
+#: colours that an implementation may have; `page.js` and `style.css` give each a dash pattern and a symbol
+KEYS = tuple(f"k{i}" for i in range(7))
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 ULP_BINS = ("exact", "≤ ½", "≤ 1", "≤ 2", "> 2 ulp")
 _CURVE = 81  # points of a drawn distribution curve: enough to look like a staircase, and 15 panels stay small
@@ -64,7 +66,7 @@ class Ulps:
 
 def series_of(runs: Sequence[Run]) -> tuple[Series, ...]:
     """The implementations in the order given, then standard, then the rounded truth."""
-    kernels = tuple(Series(label, "kernel", f"k{i % 5}") for i, label in enumerate(labels(runs)))
+    kernels = tuple(Series(label, "kernel", KEYS[i % len(KEYS)]) for i, label in enumerate(labels(runs)))
     return (*kernels, Series("standard", "standard", "std"), Series("rounded truth", "rounded", "rnd"))
 
 

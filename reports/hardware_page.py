@@ -10,7 +10,7 @@ from typing import Any
 
 from . import words
 from .drawn import short
-from .figures import Panel, Series
+from .figures import KEYS, Panel, Series
 from .hardware import (
     OUT_OF_MEMORY,
     ULP_BINS,
@@ -26,8 +26,6 @@ from .hardware import (
 )
 from .record import IN_DTYPE, TENSORS
 
-#: colours that an implementation may have; `page.js` and `style.css` give each a dash pattern and a symbol
-KEYS = tuple(f"k{i}" for i in range(7))
 #: distances as the figures and the tables name them
 BINS = ("same bits", *(f"≤ {b:g} ulp" for b in ULP_BINS[1:-1]), f"> {ULP_BINS[-2]:g} ulp")
 _LENGTHS = 24  # columns of a table

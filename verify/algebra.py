@@ -183,4 +183,4 @@ def _left_out(algebra: Algebra) -> list[str]:
 def sentence(parts: Sequence[str]) -> str:
     """The parts of an answer's evidence as one sentence."""
     text = "; ".join(parts)
-    return text[0].upper() + text[1:] + "."
+    return text[0].upper() + text[1:].rstrip(".") + "."

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..reports.intervals import share_interval
 from ..reports.record import IN_DTYPE, Algebra, Answer, Check, Exactness, Finding, Row, Standing, Tensor, Verdict
-from ..reports.words import in_scale, plural
+from ..reports.words import in_scale, number, plural
 from .algebra import answer as algebraic_answer
 from .algebra import sentence
 from .budgets import Budgets, beyond_default
@@ -70,9 +70,9 @@ def _bitwise(judgement: Judgement, rows: Sequence[Row]) -> Answer:
         return Answer(status="not measured", evidence="No case gave a result.")
     stable = all(c.status == "pass" for c in repeat)
     differing = [c for c in batch if not c.detail.startswith("0 of")]
-    rare = rule_of_three(repeat[0].n)
+    rare = number(100 * rule_of_three(repeat[0].n), 2)
     parts = [
-        f"run to run the same bits in all {repeat[0].n} cases (other bits in less than {rare:.1%} at 95 %)"
+        f"run to run the same bits in all {repeat[0].n} cases (other bits in less than {rare}% at 95 %)"
         if stable else "not the same bits run to run"
     ]  # fmt: skip
     if batch:
@@ -128,8 +128,9 @@ def _accuracy(
 
 
 def _within(cases: int, survey: int) -> str:
-    rare = f" (beyond it in less than {rule_of_three(survey):.1%} of the survey's kind, at 95 %)" if survey else ""
-    return f"every element within its a priori bound in {cases} cases{rare}"
+    rare = number(100 * rule_of_three(survey), 2) if survey else ""
+    beyond = f" (beyond it in less than {rare}% of the survey's kind, at 95 %)" if survey else ""
+    return f"every element within its a priori bound in {cases} cases{beyond}"
 
 
 def _distributions(rows: Sequence[Row]) -> list[str]:
