@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..reference.attention import all_finite
 from ..reference.directions import slope
 from ..reports.record import Row
 from .case import Case
@@ -80,7 +81,7 @@ def _finite(name: str, value: Tensor, truth: Tensor, bound: Tensor, lse: Tensor 
 
     Where the bound is NaN, nothing is asked.
     """
-    if bool(torch.isfinite(value - truth).all()):
+    if all_finite(value - truth):
         return Check("finite", name, True, 0.0, 0.0, "")
     may_overflow = (torch.isinf(bound) & ~torch.isnan(value.double())) | torch.isnan(bound)
     wrong = _wrong_nonfinite(value, truth) & ~may_overflow

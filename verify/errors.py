@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..reference.attention import all_finite
+
 #: significand bits and exponent of the smallest normal number
 _PRECISION = {torch.float16: (11, -14), torch.bfloat16: (8, -126), torch.float32: (24, -126)}
 _CLIP = 2.0  # ulp: a signed error beyond this says nothing about rounding
@@ -63,9 +65,10 @@ class Target:
             return Errors(0.0, 0.0, 0, 0.0, torch.zeros(0, dtype=torch.float64), (0, 0, 0, 0, 0))
         value = value.double()
         error = value - truth
-        both = torch.isfinite(error)  # a difference is finite where both are
-        total, nonfinite = int(both.count_nonzero()), 0
-        if total < n:
+        total, nonfinite, both = n, 0, None
+        if not all_finite(error):
+            both = torch.isfinite(error)  # a difference is finite where both are
+            total = int(both.count_nonzero())
             error = torch.where(both, error, 0.0)
             nonfinite = n - total - int((~self.finite & (value == truth)).count_nonzero())
         in_ulp = error * self.per_ulp
@@ -73,7 +76,7 @@ class Target:
         counts = [n - int(error.count_nonzero()), *(int((magnitude <= b).count_nonzero()) for b in (0.5, 1.0, 2.0))]
         counts = [c - (n - total) for c in counts]  # what is not finite has no error here
         signed = in_ulp.mul_(self.sign).clamp_(-_CLIP, _CLIP)
-        if total < n:
+        if both is not None:
             signed = torch.where(both, signed, 0.0)
         return Errors(
             max=float(error.abs().max()),
@@ -140,9 +143,8 @@ def bound_ratio(value: Tensor, truth: Tensor, bound: Tensor, dtype: torch.dtype)
     bits, lowest = _PRECISION[dtype]
     error = (value.double() - truth).abs_()
     ratio = error / torch.clamp(bound, min=2.0 ** (lowest - bits + 1))
-    finite = torch.isfinite(error) & ~torch.isnan(bound)
-    if not finite.all():
-        ratio = torch.where(finite, ratio, 0.0)
+    if not all_finite(ratio):
+        ratio = torch.where(torch.isfinite(error) & ~torch.isnan(bound), ratio, 0.0)
     worst = int(ratio.argmax())
     return float(ratio.flatten()[worst]), tuple(int(i) for i in np.unravel_index(worst, ratio.shape))
 

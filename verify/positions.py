@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..reference.attention import all_finite
 from ..reports.rows import EIGHTHS
 
 _DIGITS = 3  # more would be the case's, and would not compress
@@ -25,7 +26,7 @@ def along_rows(side: str, value: Tensor, truth: Tensor) -> dict[str, Any]:
     """
     error = value.double() - truth
     error = torch.where(value.double() == truth, 0.0, error)  # -inf of a row that sees no key
-    if error.numel() == 0 or not bool(torch.isfinite(error).all()):
+    if error.numel() == 0 or not all_finite(error):
         return {}
     magnitude = error.abs().movedim(2, 0).flatten(1)  # [rows, B H (D)]
     squares = magnitude.square().mean(1).cpu().numpy()  # per row
