@@ -12,7 +12,7 @@ import torch
 from flint import arb, arb_mat, ctx
 from torch import Tensor
 
-from .attention import Forward, Gradients, check_shapes, forward
+from .attention import Forward, Gradients, all_finite, check_shapes, forward
 from .blocks import clean
 from .masks import Mask
 from .rational import score_gradient
@@ -75,7 +75,7 @@ def certified(
     """
     check_shapes(q, k, v, do)
     truth = forward(q, k, v, mask, scale)
-    if truth.o.isnan().any() or truth.lse.isnan().any() or (do is not None and not do.isfinite().all()):
+    if truth.o.isnan().any() or truth.lse.isnan().any() or (do is not None and not all_finite(do)):
         raise ValueError("certified attention needs finite inputs wherever the mask lets them be seen")
     scales = natural_scales(q, k, v, do, mask, scale, truth)
     x = balls(q, k, v, torch.zeros_like(q) if do is None else do, mask, scale, bits)

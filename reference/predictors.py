@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from .arrangements import PRECISIONS, U32, Arrangement, Precision
-from .attention import Forward, Gradients, check_gradients, group, ungroup
+from .attention import Forward, Gradients, check_gradients, group
 from .blocks import blocks, clean
 from .masks import Mask
 from .moments import LOG_UNIFORM, Keys, Moments, drift, sum_error, var_round, var_round_of_result
@@ -153,10 +153,6 @@ class _Setting:
         """The arithmetic less what concerns the storing of results alone: O, dK and dV."""
         return replace(self.a, name="", own_maximum=True, heads_rounded=True)
 
-    def mix(self, w: Tensor, x: Tensor) -> Tensor:
-        """W [B, H, r, N] @ x [B, HK, N, X] -> [B, H, r, X]."""
-        return ungroup(group(w, self.k) @ x, w)
-
 
 def _until_stored(f: Callable[[Moments, _Setting], T]) -> Callable[[Moments, _Setting], T]:
     """F computed once for all arrangements that differ in the storing of results alone, which f must not depend on."""
@@ -204,7 +200,7 @@ def _var_weight(x: Moments, c: _Setting) -> Tensor:
 def _var_output(x: Moments, c: _Setting) -> Tensor:
     """Variance of O [B, H, r, D] by logits and weights; a row sum of the rounded P centres V."""
     var_p = _var_weight(x, c)
-    rounded = c.mix(var_p, x.keys.v2)
+    rounded = x.keys.mix(var_p, x.keys.v2)
     if c.a.row_sum != "unrounded":
         centred = x.centred(var_p)
         rounded = centred if c.a.row_sum == "rounded" else torch.maximum(rounded, centred)
@@ -253,8 +249,8 @@ def _moved(x: Moments, c: _Setting) -> _Moved:
     pp = pp + (LOG_UNIFORM * U32**2 * b.lse.square() if c.a.recomputed else 0.0)
     moved_p = x.p2 * (var_s * (1 - 2 * p) + pp)
     moved_ds = x.ds2 * (var_s * (1 - 4 * p) + pp) + 2 * ps * pds + x.p2 * ss
-    square = c.mix(w, x.keys.k2) - 2 * x.pk * c.mix(w, c.k) + x.pk.square() * ss
-    cross = c.mix(y, c.k) - x.pk * ps
+    square = x.keys.mix(w, x.keys.k2) - 2 * x.pk * x.keys.mix(w, c.k) + x.pk.square() * ss
+    cross = x.keys.mix(y, c.k) - x.pk * ps
     moved_dq = square - 2 * x.dsk * cross + x.dsk.square() * pp
     return _Moved(moved_p.clamp_min_(0.0), moved_ds.clamp_min_(0.0), moved_dq.clamp_min_(0.0))
 
@@ -267,32 +263,47 @@ class _Own(NamedTuple):
 
     variance: Tensor  # [B, H, r, N]
     by_keys: Tensor  # sum_j of it times k_j^2  [B, H, r, D]
-    delta: Tensor  # variance of a delta from the weights  [B, H, r, 1]
-    common: Tensor | None  # its covariance with the own error  [B, H, r, N], None for 0
+    common: Tensor | None  # its covariance with the error of delta  [B, H, r, N], None for 0
+
+
+def _var_weight_of_ds(x: Moments, c: _Setting) -> Tensor | float:
+    """Variance of the P [B, H, r, N] that dS is made of, by its rounding."""
+    return x.rounded_p if c.a.weights_in_ds_rounded else 0.0
+
+
+@_until_stored
+def _var_dp(x: Moments, c: _Setting) -> Tensor:
+    """Variance of dP [B, H, r, N]: its fp32 sums, and its rounding."""
+    D = c.k.shape[3]
+    return (LOG_UNIFORM * c.p.u**2 * int(c.a.dp_rounded) + drift(D)) * x.dp2 + sum_error(D) * x.do2v2
 
 
 @_until_stored
 def _own(x: Moments, c: _Setting) -> _Own:
     """What dS has of the roundings of P, dP and its own."""
-    b, a, rho, D = x.b, c.a, LOG_UNIFORM * c.p.u**2, c.k.shape[3]
-    var_p = x.rounded_p if a.weights_in_ds_rounded else 0.0
-    var_dp = (rho * int(a.dp_rounded) + drift(D)) * x.dp2 + sum_error(D) * x.do2v2
+    b, a = x.b, c.a
+    var_p, var_dp = _var_weight_of_ds(x, c), _var_dp(x, c)
     n = a.ds_roundings - (c.exact_scale if a.ds_scaled and a.ds_roundings > 1 else 0)
     own = x.p2 * var_dp + var_p * x.gap2 + var_round(b.ds, c.p, n)
     own = own.masked_fill_(~b.visible, 0.0)
-    delta = (var_p * x.dp2 + x.p2 * var_dp).sum(-1, keepdim=True) + 2 * drift(c.N // 16) * b.delta.square()
     common = var_p * (b.dp - b.delta) * b.dp + x.p2 * var_dp if a.delta == "weights" else None
-    return _Own(own, c.mix(own, x.keys.k2), delta, common)
+    return _Own(own, x.keys.mix(own, x.keys.k2), common)
 
 
 def _var_delta(x: Moments, stored: Tensor, c: _Setting) -> Tensor:
     """Variance of delta [B, H, r, 1]; `stored` is that of O by its storing."""
-    by_weights = _own(x, c).delta
     if c.a.delta == "weights":
-        return by_weights
+        return _var_delta_from_weights(x, c)
     D = c.k.shape[3]
     by_output = _pulled(x, c) + (x.do2 * (stored + sum_error(D) * x.b.o.square())).sum(-1, keepdim=True)
-    return by_output if c.a.delta == "output" else torch.maximum(by_output, by_weights)
+    return by_output if c.a.delta == "output" else torch.maximum(by_output, _var_delta_from_weights(x, c))
+
+
+@_until_stored
+def _var_delta_from_weights(x: Moments, c: _Setting) -> Tensor:
+    """Variance of delta = rowsum(P * dP) [B, H, r, 1]."""
+    products = _var_weight_of_ds(x, c) * x.dp2 + x.p2 * _var_dp(x, c)
+    return products.sum(-1, keepdim=True) + 2 * drift(c.N // 16) * x.b.delta.square()
 
 
 @_until_stored
@@ -307,7 +318,7 @@ def _var_dq(x: Moments, shared: Tensor, c: _Setting) -> Tensor:
     """Variance of dQ / scale [B, H, r, D]; `shared` is that of delta."""
     own = _own(x, c)
     var = own.by_keys + shared * x.pk.square()
-    var = var if own.common is None else (var - 2 * x.pk * c.mix(own.common, c.k)).clamp_min_(0.0)
+    var = var if own.common is None else (var - 2 * x.pk * x.keys.mix(own.common, c.k)).clamp_min_(0.0)
     return sum_error(c.N) * x.ds2k2 + var + _moved(x, c).dq
 
 

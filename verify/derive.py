@@ -12,11 +12,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
 from ..reference import standard
 from ..reference.analysis import analyse
 from ..reference.arrangements import ANY, FLASH, STANDARD
+from ..reference.attention import all_finite
 from ..reports.record import IN_DTYPE
 from ..reports.record import Tensor as TensorName
 from .budgets import Budgets
@@ -61,7 +60,7 @@ def _predicted(case: Case) -> Iterator[tuple[TensorName, float]]:
     """Per tensor, the floored log ratio of what the two arrangements' roundings predict."""
     x, scale = build(case), case.softmax_scale
     do = x.do if case.backward else None
-    if not torch.isfinite(standard.forward(x.q, x.k, x.v, x.mask, scale).o).all():
+    if not all_finite(standard.forward(x.q, x.k, x.v, x.mask, scale).o):
         return  # a survey cannot compare with it either
     truth = Truth.of(case, x)
     known = analyse(
