@@ -217,6 +217,9 @@ _INTERPRETED = (
 )
 
 
+_FOUND_OUT = "more of the hunt: a function that hangs or dies has been found out already"
+
+
 def _remove_shards(out: Path) -> None:
     """`results.parquet` holds their rows by now."""
     for path in (out / "shards").glob("*.jsonl"):
@@ -242,18 +245,18 @@ class _Measurement:
 
     def measure(self, first: Sequence[Result]) -> None:
         """Survey and hunt, after what is known by now; what had to be left out is noted."""
-        phases, profile = self.settings.phases, self.settings.profile
-        surveys = "survey" in phases
-        for n, result in enumerate(first[: profile.survey] if surveys else first, start=1):
+        profile = self.settings.profile
+        for n, result in enumerate(first[: profile.survey] if self.surveys else first, start=1):
             self._keep(result)
-            if surveys:
+            if self.surveys:
                 self.progress("survey", n, profile.survey)
-        avoided = self._fatal_layouts() if surveys else frozenset()
+        avoided = self._fatal_layouts() if self.surveys else frozenset()
         try:
             with ThreadPoolExecutor(len(profile.dtypes)) as threads:  # a climb waits for each of its cases
                 try:
-                    climbs = set(self._climbs(threads)) if "hunt" in phases and profile.hunt else set()
-                    if surveys:
+                    hunts = "hunt" in self.settings.phases and profile.hunt
+                    climbs = set(self._climbs(threads)) if hunts else set()
+                    if self.surveys:
                         self._survey(avoided)
                         self._compare()
                     self._finish(climbs)
@@ -266,6 +269,11 @@ class _Measurement:
             self.left_out.append(
                 f"the cases after the first {len(self.results)}: {len(self.lost)} of these hung or died"
             )
+
+    @property
+    def surveys(self) -> bool:
+        """Whether there is a survey, or a hunt alone."""
+        return "survey" in self.settings.phases
 
     def _too_many(self) -> bool:
         return len(self.lost) >= self.settings.profile.max_lost
@@ -323,11 +331,15 @@ class _Measurement:
                 return
 
     def _climbs(self, threads: ThreadPoolExecutor) -> Iterator[Future[None]]:
-        """The hunts of all dtypes, under way; what a survey loses is found, and not hunted as well."""
-        profile, surveys = self.settings.profile, "survey" in self.settings.phases
+        """The hunts of all dtypes, under way; beside a survey they end where a function hangs or dies."""
+        profile = self.settings.profile
 
         def evaluated(case: Case) -> Result | None:
-            if self._too_many() or (surveys and self.lost):
+            if self.surveys and self.lost:
+                if _FOUND_OUT not in self.left_out:
+                    self.left_out.append(_FOUND_OUT)
+                return None
+            if self._too_many():
                 return None
             result = self.pool.one(case, "hunt", thorough=False)
             with self.keeping:
@@ -340,8 +352,6 @@ class _Measurement:
             yield threads.submit(hunt, self.implementation, profile, dtype, self.settings.seed, evaluated)
 
     def _finish(self, climbs: set[Future[None]]) -> None:
-        if climbs and self.lost and "survey" in self.settings.phases:
-            self.left_out.append("more of the hunt: a function that hangs or dies has been found out already")
         while climbs:
             done, climbs = wait(climbs, timeout=PULSE)
             interrupts.check()
