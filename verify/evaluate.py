@@ -33,7 +33,7 @@ from .storage import placed_like, storage_of
 from .storing import stores_scores
 
 _HERE = str(Path(__file__).parent)
-_SMALL = 2**27  # multiplications of one matrix product
+_SMALL = 2**24  # multiplications of one matrix product
 
 
 @dataclass(frozen=True, slots=True)
