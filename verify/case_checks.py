@@ -9,6 +9,7 @@ from ..reports.record import TENSORS, Check, Row
 from ..reports.record import Tensor as TensorName
 from .budgets import Budgets
 from .statistics import rule_of_three
+from .traits import in_common
 from .waivers import Waivers
 
 _FORWARD: tuple[TensorName, ...] = ("out", "lse")
@@ -24,7 +25,8 @@ def case_checks(rows: Sequence[Row], budgets: Budgets, implementation: str, waiv
     without = {r.case_id for r in lost}
     statuses = Counter(r.status for r in rows if r.case_id in without)
     detail = ", ".join(f"{n} {s}" for s, n in statuses.items()) or none_in(len(tried), _surveyed(rows))
-    checks.append(_judged("returns", None, lost, len(tried), detail, waivers))
+    one_each = list({r.case_id: r for r in rows if r.status != "unsupported"}.values())
+    checks.append(_judged("returns", None, lost, len(tried), detail + in_common(lost, one_each), waivers))
     by_tensor: dict[str, list[Row]] = defaultdict(list)
     for r in rows:
         if r.tensor is not None:
@@ -56,7 +58,8 @@ def _tensor_check(
         limits = [_allowed_bound(r, budgets, implementation) for r in asked]
         over = [r for r, limit in zip(asked, limits, strict=True) if (r.bound_ratio or 0.0) > limit]
         limit = min(limits)
-        detail = f"largest error / bound {worst.bound_ratio:.3g}; beyond {limit:g} in {len(over)} of {len(asked)} cases"
+        beyond = f"beyond {limit:g} in {len(over)} of {len(asked)} cases{in_common(over, asked)}"
+        detail = f"largest error / bound {worst.bound_ratio or 0.0:.3g}; {beyond}"
         return _judged(name, tensor, over, len(asked), detail, waivers)
     hit = [r for r in asked if name in failed_in(r)]
     detail = _some_in(hit, asked)
@@ -108,4 +111,6 @@ def _surveyed(rows: Sequence[Row]) -> int:
 
 
 def _some_in(hit: Sequence[Row], asked: Sequence[Row]) -> str:
-    return f"{len(hit)} of {len(asked)} cases" if hit else none_in(len(asked), _surveyed(asked))
+    if not hit:
+        return none_in(len(asked), _surveyed(asked))
+    return f"{len(hit)} of {len(asked)} cases{in_common(hit, asked)}"

@@ -1,13 +1,15 @@
 """Findings: a failed check with its smallest case, a replay line, and a script that needs only the implementation.
 
-Which failures deserve a finding of their own: one per check and tensor, most telling first, and a gradient only where
-the forward pass of the same case is sound (else it repeats the forward's finding).
+Which failures deserve a finding of their own: one per check and tensor, those first that failed in other cases than
+the ones before them, and a gradient only where the forward pass of the same case is sound (else it repeats the
+forward's finding).
 """
 
 from __future__ import annotations
 
 import shlex
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -61,6 +63,7 @@ class _Suspect:
     case: Case
     row: Row | None = None
     seen: Check | None = None
+    cases: frozenset[Case] = frozenset()  # all in which it failed
 
     @property
     def options(self) -> dict[str, Any]:
@@ -80,7 +83,6 @@ def findings_of(
     shown = {s.tensor for s in suspects}
     of_survey = _survey_suspects(judgement, results, settings.budgets)
     suspects += [s for s in of_survey if s.tensor not in shown and (s.tensor == "out" or not shown)]
-    suspects.sort(key=lambda s: (_ORDER.index(s.check), _TENSORS.index(s.tensor)))
     chosen = _most_telling(suspects, settings.profile.max_findings)
     found: list[Finding] = []
     of_many: list[Finding] = []  # that no single case shows
@@ -94,14 +96,20 @@ def findings_of(
 
 
 def _most_telling(suspects: list[_Suspect], limit: int) -> list[_Suspect]:
-    """One per tensor first, then further checks of the same tensor."""
-    first: list[_Suspect] = []
-    more: list[_Suspect] = []
-    seen: set[str | None] = set()
-    for s in suspects:
-        (more if s.tensor in seen else first).append(s)
-        seen.add(s.tensor)
-    return (first + more)[:limit]
+    """The gravest, then whichever failed in most cases in which none before it did: most likely another fault.
+
+    Where no more such cases are left, one per tensor first.
+    """
+    left = sorted(suspects, key=lambda s: (_ORDER.index(s.check), _TENSORS.index(s.tensor)))
+    chosen: list[_Suspect] = []
+    told: set[Case] = set()
+    while left and len(chosen) < limit:
+        tensors = {s.tensor for s in chosen}
+        best = max(left, key=lambda s: (len(s.cases - told), s.tensor not in tensors)) if chosen else left[0]
+        left.remove(best)
+        chosen.append(best)
+        told |= best.cases
+    return chosen
 
 
 def _size(case: Case) -> int:
@@ -110,6 +118,7 @@ def _size(case: Case) -> int:
 
 def _case_suspects(results: Sequence[Result], waivers: Waivers) -> list[_Suspect]:
     best: dict[tuple[str, str | None], tuple[Case, Check]] = {}
+    cases: dict[tuple[str, str | None], set[Case]] = defaultdict(set)
     for r in results:
         forward_failed = any(c.tensor in ("out", "lse") for c in r.failed)
         for c in r.failed:
@@ -118,9 +127,13 @@ def _case_suspects(results: Sequence[Result], waivers: Waivers) -> list[_Suspect
             if any(waivers.covers(c.name, row) for row in r.rows if c.tensor in (None, row.tensor)):
                 continue
             key = (c.name, c.tensor)
+            cases[key].add(r.case)
             if key not in best or _size(r.case) < _size(best[key][0]):
                 best[key] = r.case, c
-    return [_Suspect(name, tensor, case, seen=check) for (name, tensor), (case, check) in best.items()]
+    return [
+        _Suspect(name, tensor, case, seen=check, cases=frozenset(cases[name, tensor]))
+        for (name, tensor), (case, check) in best.items()
+    ]
 
 
 def _survey_suspects(judgement: Judgement, results: Sequence[Result], budgets: Budgets) -> list[_Suspect]:
