@@ -7,6 +7,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+import torch
 from flashproof.reports.record import Row
 from flashproof.verify.budgets import load
 from flashproof.verify.case import Case
@@ -15,6 +16,7 @@ from flashproof.verify.findings import _most_telling, _Suspect
 from flashproof.verify.implementation import Implementation
 from flashproof.verify.judge import judge
 from flashproof.verify.loading import load as load_implementation
+from flashproof.verify.masking import drawn_mask, has_empty_rows
 from flashproof.verify.profiles import PROFILES
 from flashproof.verify.survey import survey
 from flashproof.verify.traits import in_common
@@ -39,6 +41,7 @@ def said(fails: Callable[[Case], bool], rows: list[Row] = ROWS) -> str:
         (lambda c: c.scale is not None and c.scale < 0, "scale < 0"),
         (lambda c: c.mask.boolean == "empty-rows", "boolean mask empty-rows"),
         (lambda c: c.mask.bias is not None and c.mask.boolean is None, "a bias and no boolean mask"),
+        (lambda c: c.mask.bias is None and has_empty_rows(c), "no bias and a query that sees no key"),
         (lambda c: c.layout == "expanded", "layout expanded"),
         (lambda c: c.D == 40, "D = 40"),
         (lambda c: c.D > 128, "D > 128"),
@@ -90,6 +93,16 @@ def test_the_check_says_it() -> None:
     n = sum(r.failed is not None for r in wrong)
     assert finite.status == "fail"
     assert finite.detail == f"{n} of 800 cases: in the survey {n} of {n} with scale < 0, 0 of {800 - n} others"
+
+
+def test_empty_rows_are_those_whose_keys_are_all_hidden() -> None:
+    empty = 0
+    for c in CASES[:200]:
+        visible, _ = drawn_mask(c).rows(0, c.M, c.M, c.N, torch.device("cpu"))
+        seen = visible.expand(c.B, c.H, c.M, c.N).sum(-1)
+        assert has_empty_rows(c) == bool((seen == 0).any())
+        empty += has_empty_rows(c)
+    assert 20 < empty < 180
 
 
 def suspect(check: str, tensor: str | None, *cases: int) -> _Suspect:

@@ -25,7 +25,9 @@ def answer(algebra: Algebra | None) -> Answer:
     different = [c for c in asked if c.status == "different"]
     if not asked:
         why = next((c.detail for c in algebra.comparisons if c.detail), "it took none of the problems")
-        return Answer(status="not available", evidence=f"Its source cannot be run in exact arithmetic: {why}.")
+        return Answer(
+            status="not available", evidence=f"Its source cannot be run in exact arithmetic: {why.rstrip('.')}."
+        )
     rational = [c for c in asked if not c.digits]
     elements = sum(c.elements for c in rational)
     if not different:

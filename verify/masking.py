@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..reference.masks import Mask
-from .case import Case
+from .case import Case, MaskRecipe
 from .draws import Draws
 
 DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -45,6 +46,15 @@ def drawn_mask(case: Case) -> Mask:
         causal=recipe.causal, window=recipe.window or (None, None), alignment=recipe.alignment,
         allowed=allowed, bias=bias, key_lengths=lengths,
     )  # fmt: skip
+
+
+@lru_cache(maxsize=1 << 16)
+def has_empty_rows(case: Case) -> bool:
+    """Whether some query sees no key."""
+    if case.mask == MaskRecipe() or case.empty:
+        return case.N == 0 < case.M
+    visible, _ = drawn_mask(case).rows(0, case.M, case.M, case.N, torch.device("cpu"))
+    return not bool(visible.any(-1).all())
 
 
 def placed_mask(case: Case, mask: Mask) -> Mask:

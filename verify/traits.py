@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..reports.record import Row
 from .case import Case, MaskRecipe, case_of
+from .masking import has_empty_rows
 from .problems import UsageError
 
 _ALPHA = 0.05
@@ -134,6 +135,7 @@ def _traits(rows_and_cases: Sequence[tuple[Row, Case]]) -> Iterator[tuple[str, _
     logits = np.array([r.max_logit or 0.0 for r in rows])
     for limit in _LOGITS:
         yield f"a score beyond {limit}", logits > limit
+    yield "a query that sees no key", np.array([has_empty_rows(c) for c in cases])
 
 
 def _of_masks(masks: Sequence[MaskRecipe]) -> Iterator[tuple[str, _Flags]]:

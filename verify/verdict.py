@@ -114,7 +114,8 @@ def _accuracy(
     asked = [c for name in names for c in _of(judgement, name)]
     failed, waived = ([c for c in asked if c.status == status] for status in ("fail", "waived"))
     cells = [c for c in judgement.cells if c.tensor != "lse" and c.ratio]
-    said = [f"{c.name} {_VERBS[c.status]} for {c.tensor or 'the call'}: {c.detail}" for c in (*failed, *waived)[:3]]
+    one_each = list({(c.name, c.status): c for c in reversed((*failed, *waived))}.values())[::-1]  # its first tensor
+    said = [f"{c.name} {_VERBS[c.status]} for {c.tensor or 'the call'}: {c.detail}" for c in one_each[:3]]
     parts = ["; ".join(said) or _within(max(c.n for c in bounds), judgement.counts.survey)]
     if cells:
         best, worst = min(cells, key=lambda c: c.ratio or 0), max(cells, key=lambda c: c.ratio or 0)
