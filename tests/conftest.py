@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from flashproof.kernels.interpreter import installed
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -28,6 +29,8 @@ QUIET = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones first: else one process would be left alone with them."""
+    if installed():
+        raise pytest.UsageError("a test module installs the interpreter when imported: then nothing runs on a GPU")
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,7 @@ from flashproof.verify.loading import load
 from flashproof.verify.silicon import bias_of, distances_of, exact_of, summed
 from flashproof.verify.worker import prepare
 
+NARROW_SPACE = "\u202f"
 COMMAND = [sys.executable, "-m", "flashproof"]
 RECORDS = Path(__file__).parents[1] / "examples" / "h200"
 WHERE = {
@@ -253,7 +256,7 @@ def test_the_readme_says_what_the_records_say():
     apart = Silicon.model_validate_json((RECORDS / "silicon.json").read_text())
     speeds = Bench.model_validate_json((RECORDS / "bench.json").read_text())
     printed = (bench_markdown(speeds) + silicon_markdown(apart)).splitlines()
-    section = readme[readme.index("## On a GPU") : readme.index("## Is the yardstick straight?")]
+    section = readme[readme.index("Two commands measure") : readme.index("## Is the yardstick straight?")]
     rows = [line for line in section.splitlines() if line.startswith("| ")]
     assert len(rows) == 18
     assert set(rows) <= set(printed)
@@ -281,6 +284,32 @@ def test_the_readme_says_what_the_records_say():
         assert -bias["flash", n].mean == pytest.approx(float(own), rel=0.05)
     assert sum(e.mismatches for e in apart.exact) == 0
     assert f"{sum(e.elements for e in apart.exact):,}" in section
+
+
+def test_the_readme_says_what_the_verdicts_say():
+    readme = (RECORDS.parents[1] / "README.md").read_text()
+    section = readme[readme.index("## On a GPU") :]
+    verdicts = section[section.index("| implementation | verdict") :].split("\n\n")[0].splitlines()[2:]
+    assert len(verdicts) == 6 == len(list(RECORDS.glob("*/manifest.json")))
+    for row in verdicts:
+        name, verdict, cases, said = (cell.strip() for cell in row.strip("|").split("|"))
+        manifest = json.loads((RECORDS / name / "manifest.json").read_text())
+        assert manifest["implementation"] == name
+        assert manifest["device"].startswith("cuda (NVIDIA H200")
+        assert manifest["versions"]["torch"] == "2.11.0"
+        summary = html.unescape((RECORDS / name / "summary.md").read_text())
+        assert summary.splitlines()[0].endswith(f"flashproof {name}: {verdict}")
+        assert f"\n{cases.replace(',', NARROW_SPACE)} cases (" in summary
+        failed = [line for line in summary.splitlines() if line.startswith("| ❌ fail | ")]
+        assert bool(failed) == bool(said)
+        for one in filter(None, said.split("; ")):
+            check, of, counts = re.fullmatch(r"`(.+)`(?: of (\w+))?: (.*)", one).groups()
+            assert any(f"| {check} | {of or 'all'} |" in f and f": in the survey {counts} |" in f for f in failed), one
+    for name in ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient"):
+        summary = (RECORDS / name / "summary.md").read_text()
+        assert re.search(r"\| returns \| all \| [^|]+ \| 1 crashed \|", summary)
+        padded = "layout 'gaps', after one that hung or died"
+        assert ("misaligned address" in summary) == (padded in summary) == (name != "sdpa-efficient")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, by itself

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
+from flashproof.kernels.interpreter import installed, interpret
 from flashproof.verify import pool as pools
 from flashproof.verify.case import Case
 from flashproof.verify.pool import Pool
 from flashproof.verify.probe import has_gradients
 from flashproof.verify.problems import FlashproofError, LostError
 from flashproof.verify.silicon import distances_of
+from flashproof.verify.worker import prepare
 from pebble import ProcessFuture
 from pebble.pool.base_pool import PoolStatus
 
@@ -148,3 +150,11 @@ def test_a_task_that_the_pool_forgets_is_done_by_the_next(pool_of, monkeypatch, 
     assert [r.status for r in theirs.evaluate([PLAIN, PLAIN.with_(seed=1)], "survey", stores=False)] == ["ok"] * 2
     assert theirs._pool is not first
     assert theirs.call(has_gradients) is True
+
+
+def test_on_a_device_nothing_is_interpreted():
+    with interpret():
+        prepare("eager", "cuda")
+        assert not installed()
+        prepare("eager", "cpu")
+        assert installed()

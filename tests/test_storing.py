@@ -8,12 +8,16 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from flashproof.kernels.interpreter import install
+from flashproof.kernels.interpreter import interpret
 from flashproof.verify.implementation import recognise
 from flashproof.verify.loading import load
 from flashproof.verify.storing import stores_scores
 
-install()
+
+@pytest.fixture(autouse=True)
+def _interpreted():
+    with interpret():
+        yield
 
 
 def softmax(s):

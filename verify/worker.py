@@ -31,11 +31,13 @@ _tasks = 0  # that this worker has done
 
 
 def prepare(spec: str, device: str) -> Implementation:
-    """Make this process ready to run an implementation: the interpreter first, then the user's module."""
+    """Make this process ready to run an implementation: the interpreter or none first, then the user's module."""
     torch.set_num_threads(1)
     if device == "cpu":
         os.environ.pop("TRITON_INTERPRET", None)  # Triton's own interpreter would step in before ours
         interpreter.install()
+    else:
+        interpreter.uninstall()
     return load(spec)
 
 

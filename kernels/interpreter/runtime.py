@@ -30,6 +30,7 @@ from triton.runtime.jit import JITFunction
 
 from . import device
 from .descriptors import with_assertions
+from .errors import UnsupportedOperationError
 from .language.facts import atomics_order, widens, written_arguments
 from .language.ttir import Function, parse
 from .numbers.arithmetic import Arithmetic
@@ -124,6 +125,9 @@ class InterpretedKernel:
         values = [_tensor(v) if _tensor(v) is not None else v for _, v in named]
         session, grid = current(), (int(grid[0]), int(grid[1]), int(grid[2]))
         tensors = [(n, v) for (n, _), v in zip(named, values, strict=True) if isinstance(v, torch.Tensor)]
+        for name, tensor in tensors:
+            if tensor.device.type != "cpu":
+                raise UnsupportedOperationError(f"{name} is on {tensor.device}, and interpreted kernels run on the CPU")
         written = [v for i, v in enumerate(values) if i in self._written and isinstance(v, torch.Tensor)]
         memory = session.memory(tensors, grid, written, ordered=self._ordered)
         arrays = [

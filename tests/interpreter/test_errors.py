@@ -25,6 +25,11 @@ def test_out_of_bounds_names_the_line():
         reads_past_the_end[(1,)](torch.zeros(64), torch.zeros(63))
 
 
+def test_tensors_that_are_not_the_cpus_are_named():
+    with pytest.raises(UnsupportedOperationError, match="out is on meta, and interpreted kernels run on the CPU"):
+        reads_past_the_end[(1,)](torch.zeros(64), torch.zeros(64, device="meta"))
+
+
 @triton.jit
 def asserts(x):
     tl.device_assert(tl.load(x) > 0, "must be positive")
