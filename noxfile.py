@@ -88,7 +88,7 @@ def minimums(session: nox.Session) -> None:
     ranges = [r.split(";")[0] for r in PYPROJECT["project"]["dependencies"]]
     oldest = [r.split(",")[0].replace(">=", "==") for r in ranges if not r.startswith(("torch", "triton"))]
     session.install(*oldest)
-    session.run("pytest", "-n", "2", *(session.posargs or ["tests/test_record.py", "tests/test_cli.py"]))
+    session.run("pytest", "-n", "2", *(session.posargs or ["tests/test_record.py", "tests/cli"]))
 
 
 @nox.session(default=False)
