@@ -222,6 +222,14 @@ def test_inputs_unchanged_rejects_a_write_to_an_input():
     assert ("inputs-unchanged", None) in failed_checks(planted(scribble), CASE.with_(backward=False))
 
 
+@pytest.mark.parametrize("asks", [lambda query: torch.is_grad_enabled(), lambda query: query.requires_grad])
+def test_inference_is_without_gradients_in_every_way(asks):
+    """Some functions look at torch's mode, some at their arguments, for which path to take."""
+    hurried = planted(lambda o, lse, query, *_: (o if asks(query) else o * 1.1, lse))
+    assert ("inference", "out") in failed_checks(hurried)
+    assert all(name in ("inference", "invariance") for name, _ in failed_checks(hurried, relations=0))
+
+
 @pytest.mark.parametrize(("relative", "found"), [(2.0**-10, set()), (0.5, {("repeat", "out")})])
 def test_operations_that_are_others_in_torchs_deterministic_mode(relative, found):
     """As `index_add` and flash attention's own backward have on a GPU: other bits are allowed there, wrong ones not."""

@@ -141,6 +141,33 @@ def test_invariance_rejects_a_backward_that_changes_what_was_saved(after):
     assert all("a second backward over the same graph: " in c.detail for c in failed)
 
 
+class _Remembered(torch.autograd.Function):
+    """Nothing forward; backward by the options of the last call, whichever it was."""
+
+    last: dict
+
+    @staticmethod
+    def forward(ctx, o, options):
+        _Remembered.last, ctx.own = options, options
+        return o.clone()
+
+    @staticmethod
+    def backward(ctx, do):
+        wrong = any(_Remembered.last[name] != ctx.own[name] for name in ctx.own)
+        return do * (1.1 if wrong else 1.0), None
+
+
+@pytest.mark.parametrize("name", ["scale", "is_causal", "nothing"])
+def test_invariance_rejects_a_backward_by_another_calls_options(name):
+    def attention(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False):
+        o = sound(query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa)
+        options = {"scale": scale, "is_causal": is_causal}
+        return _Remembered.apply(o, {name: options[name]} if name in options else {})
+
+    found = failed_checks(attention, relations=100)
+    assert found == (set() if name == "nothing" else {("invariance", t) for t in ("dq", "dk", "dv")})
+
+
 def _mask_from_the_start(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
                          enable_gqa=False):  # fmt: skip
     """Reads as many elements as the mask has from where its storage starts, whatever its strides are."""

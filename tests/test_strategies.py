@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from flashproof.reports.record import Row
-from flashproof.verify.case import Case, MaskRecipe, parse_case
+from flashproof.verify.case import Case, Layout, MaskRecipe, parse_case
 from flashproof.verify.draws import Draws
 from flashproof.verify.implementation import recognise
 from flashproof.verify.inputs import build
@@ -79,7 +80,7 @@ def test_unknown_regime_is_a_usage_error():
         build(BASE.with_(regime="nonsense"))
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "bshd", "packed", "gaps", "columns", "expanded"])
+@pytest.mark.parametrize("layout", get_args(Layout))
 def test_layouts_change_memory_and_not_values(layout):
     plain, other = build(BASE), build(BASE.with_(layout=layout))
     if layout != "expanded":
@@ -96,7 +97,7 @@ def test_layouts_change_memory_and_not_values(layout):
         assert torch.isnan(storage).sum() == storage.numel() - other.q.numel()
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "bshd", "packed", "gaps", "columns", "expanded"])
+@pytest.mark.parametrize("layout", get_args(Layout))
 @pytest.mark.parametrize("sizes", [{}, {"M": 1}, {"M": 0}, {"N": 0}])
 def test_masks_lie_in_memory_as_the_layout_says(layout, sizes):
     shapes = set()
@@ -142,6 +143,59 @@ def test_fully_masked_rows_and_first_tiles_occur():
     assert (~x.mask.allowed.any(-1)).any()
     x = build(BASE.with_(mask=MaskRecipe(boolean="first-tile")))
     assert not x.mask.allowed[..., :32].any() and x.mask.allowed[..., 32:].any()
+    hidden = Counter()
+    for seed in range(40):
+        allowed = build(BASE.with_(N=300, seed=seed, mask=MaskRecipe(boolean="first-tile"))).mask.allowed
+        hidden[int(allowed.reshape(-1, 300).any(0).int().argmax())] += 1
+    assert {32, 64, 128, 256} <= set(hidden) and min(hidden) == 32
+
+
+def test_documents_are_blocks_along_the_diagonal():
+    """A tile of keys may be hidden before one that is not."""
+    shapes, blocks, leading = set(), Counter(), 0
+    for seed in range(60):
+        allowed = build(BASE.with_(B=2, M=200, N=200, seed=seed, mask=MaskRecipe(boolean="documents"))).mask.allowed
+        shapes.add(tuple(allowed.shape))
+        seen = allowed.expand(2, 2, *allowed.shape[-2:])[0, 0]
+        leading += bool((~seen[:, :64].any(-1) & seen[:, 64:].any(-1)).any())
+        if len(seen) == 1:
+            continue
+        assert seen.diagonal().all() and torch.equal(seen, seen.T), "what a query sees, sees it"
+        starts = {tuple(row.nonzero().flatten()[[0, -1]].tolist()) for row in seen}
+        assert sum(end + 1 - start for start, end in starts) == 200, "blocks without a gap"
+        blocks[len(starts)] += 1
+    assert len(shapes) == 8 and {2, 3, 4} <= set(blocks) and leading > 20
+    uneven = build(BASE.with_(M=5, N=200, mask=MaskRecipe(boolean="documents"))).mask.allowed
+    assert uneven.any() and not uneven.all()
+
+
+def test_bands_are_causal_windows():
+    """A tile may be seen whole by its first query, and not by its last."""
+    first_whole = 0
+    for seed in range(40):
+        allowed = build(BASE.with_(B=2, M=130, N=130, seed=seed, mask=MaskRecipe(boolean="band"))).mask.allowed
+        seen = allowed.expand(2, 2, *allowed.shape[-2:])[1, 1]
+        assert seen[:, -1].any(), "the last query sees the last key"
+        if len(seen) == 1:
+            continue
+        widths = seen.sum(-1)
+        assert seen.diagonal().all() and not seen.triu(1).any() and (widths.diff() >= 0).all()
+        tile = seen[64:128, :64]
+        first_whole += bool(tile[0].all() and not tile.all())
+    assert first_whole > 2
+
+
+def test_mixed_layouts_differ_in_the_stride_of_the_head_dimension():
+    strided = Counter()
+    for seed in range(40):
+        x = build(BASE.with_(seed=seed, layout="mixed"))
+        strided[tuple(n for n in ("q", "k", "v", "do") if getattr(x, n).stride(-1) != 1)] += 1
+    assert set(strided) == {("q",), ("k",), ("v",), ("do",)}
+
+
+def test_queries_may_be_one_for_all_batch_elements():
+    found = Counter(build(BASE.with_(B=3, seed=seed, layout="expanded")).q.stride(0) == 0 for seed in range(40))
+    assert found[True] > 10 and found[False] > 10
 
 
 # -- the survey --------------------------------------------------------------------------------------------------------
@@ -183,7 +237,7 @@ def test_survey_covers_what_it_promises(quick):
     assert {c.regime for c in quick} == set(REGIMES)
     assert {c.dtype for c in quick} == {"fp16", "bf16"}
     assert {str(c.mask) for c in quick} == {str(m) for m in mask_templates()}
-    assert {c.layout for c in quick} == {"contiguous", "bshd", "packed", "gaps", "columns", "expanded"}
+    assert {c.layout for c in quick} == set(get_args(Layout))
     for promise in (
         lambda c: c.M == 0,
         lambda c: c.N == 0,
@@ -260,6 +314,8 @@ def test_survey_only_asks_what_a_signature_offers():
         lambda c: c.D not in (1, 2, 4, 8, 16, 32, 64, 128, 256),
         lambda c: c.mask.boolean == "empty-rows",
         lambda c: c.mask.boolean == "first-tile" and c.N > 32,
+        lambda c: c.mask.boolean == "documents",
+        lambda c: c.mask.boolean == "band",
         lambda c: len(c.mask.kinds()) >= 4,
         lambda c: c.mask.causal and c.M > c.N,
         lambda c: c.mask.window == (0, 0),
@@ -268,6 +324,7 @@ def test_survey_only_asks_what_a_signature_offers():
         lambda c: c.regime == "extreme-logits" and c.dtype == "bf16",
         lambda c: c.H // c.HK == 3,
         lambda c: c.layout == "gaps",
+        lambda c: c.layout == "mixed",
     ],
 )
 def test_corners_can_be_drawn_and_shrink(corner):

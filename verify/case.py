@@ -18,8 +18,8 @@ from .problems import UsageError
 
 DType = Literal["fp16", "bf16", "fp32"]
 Alignment = Literal["top-left", "bottom-right"]
-Layout = Literal["contiguous", "bshd", "packed", "gaps", "columns", "expanded"]
-BooleanMask = Literal["random", "empty-rows", "first-tile"]
+Layout = Literal["contiguous", "bshd", "packed", "gaps", "columns", "mixed", "expanded"]
+BooleanMask = Literal["random", "empty-rows", "first-tile", "documents", "band"]
 Bias = Literal["random", "hidden", "alibi"]
 
 #: unit roundoff of each dtype: half the distance from 1 to the next number
@@ -32,7 +32,9 @@ class MaskRecipe:
 
     causal, window: relative to the diagonal c of query i, which is i (top-left) or i + N - M (bottom-right):
         causal hides keys after c, a window (left, right) those outside [c - left, c + right]; None is unbounded.
-    boolean: a drawn mask; `empty-rows` hides every key from some queries, `first-tile` the first 32 keys from all.
+    boolean: a drawn mask; `empty-rows` hides every key from some queries, `first-tile` the first 32, 64, 128 or 256
+        keys from all; with `documents` a sequence is several, and a query sees the keys of its own; `band` is a
+        causal sliding window, written as a mask.
     bias: a drawn additive bias; `hidden` has some -inf, `alibi` falls linearly with the distance.
     key_lengths: per batch, only so many first keys exist (drawn, 0 included).
     """

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..kernels.interpreter import KernelError
-from .case import Case
+from ..reference.masks import Mask
+from .case import Case, MaskRecipe
 from .inputs import DTYPES, Inputs
 from .isolation import contained, gave_up, settle_compiler
 from .outputs import CompilerGaveUpError, LayoutRefusedError, Outputs, RefusedError, WrongResultError, describe
@@ -109,8 +110,9 @@ class Implementation:
         """Forward, and backward if the case asks for it.
 
         Only the `gradients` named are asked for; `dlse` [B, H, M] comes back through the LSE as well; between forward
-        and backward the function is called on other inputs of the same shape; `twice` goes back over the same graph
-        a second time, and has the gradients of that; `lse`: the LSE is asked for, if the function has one.
+        and backward the function is called on other inputs of the same shape, with other options; `twice` goes back
+        over the same graph a second time, and has the gradients of that; `lse`: the LSE is asked for, if the function
+        has one.
 
         Raises:
             RefusedError: the function does not take this problem and says so (`refusals`).
@@ -141,7 +143,7 @@ class Implementation:
     ) -> Outputs:  # fmt: skip
         given = {"dq": inputs.q, "dk": inputs.k, "dv": inputs.v}
         leaves = [x.detach().requires_grad_(case.backward and n in gradients) for n, x in given.items()]
-        with contained():  # it may be called again, and backward
+        with contained(), torch.set_grad_enabled(case.backward):  # it may be called again, and backward
             result = self.forward(case, inputs, leaves, lse=with_lse)
         out, raw_lse = self._unpack(result, case, inputs.q.device, with_lse=with_lse)
         lse = None if raw_lse is None else self._finished(raw_lse)
@@ -157,12 +159,20 @@ class Implementation:
                 raise RefusedError("the log-sum-exp is not connected to q and k: it has no gradient")
             results, backwards = [*results, raw_lse], [do, dlse]
         if between is not None:
-            self.forward(case, between, [x.detach() for x in (between.q, between.k, between.v)])
+            self.forward(*self._otherwise(case, between), [x.detach() for x in (between.q, between.k, between.v)])
         asked = {n: leaf for n, leaf in zip(given, leaves, strict=True) if leaf.requires_grad}
         if not out.requires_grad:
             return Outputs(out.detach(), lse, **{n: torch.zeros_like(x) for n, x in asked.items()})
         found = _differentiated(results, asked, backwards, constant=constant, retain=twice)
         return Outputs(out.detach(), lse, **(_again(results, asked, backwards, constant) if twice else found))
+
+    def _otherwise(self, case: Case, inputs: Inputs) -> tuple[Case, Inputs]:
+        """Another scale, and no mask where there was one, a causal one where there was none; as far as it has these."""
+        scaled = case.with_(scale=1.25 * case.softmax_scale)
+        other = scaled if self.lacks(scaled) is None else case
+        mask = Mask(causal=not case.mask.kinds(), alignment="top-left" if self.signature == "sdpa" else "bottom-right")
+        masked = other.with_(mask=MaskRecipe(causal=mask.causal, alignment=mask.alignment))
+        return (masked, replace(inputs, mask=mask)) if self.lacks(masked) is None else (other, inputs)
 
     def forward(self, case: Case, inputs: Inputs, leaves: Sequence[Tensor], *, lse: bool = True) -> Any:
         """What the function returns for `leaves`: q, k, v in [B, H, S, D] order; `lse`: with its LSE, if it has one."""

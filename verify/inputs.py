@@ -77,11 +77,15 @@ def arranged(case: Case, q: Tensor, k: Tensor, v: Tensor, do: Tensor, mask: Mask
         k, v = (x[:, :1].expand(-1, case.HK, -1, -1) for x in (k, v))
         rows, columns = (1, 1) if Draws(case.seed, "layout").uniform(1)[0] < 0.5 else (1, case.D)
         do = do[:, :, :rows, :columns].expand(do.shape)
-        return Inputs(_place(q, "contiguous"), k, v, do, mask)
+        q = q[:1].expand(q.shape) if Draws(case.seed, "queries").uniform(1)[0] < 0.5 else q  # learned ones, say
+        return Inputs(q, k, v, do, mask)
     if case.layout == "packed":
         q, k, v = _packed(q, k, v)
         return Inputs(q, k, v, _place(do, "bshd"), mask)
-    q, k, v, do = (_place(x, case.layout, spread) for spread, x in enumerate((q, k, v, do)))
+    layouts = [case.layout] * 4
+    if case.layout == "mixed":  # as where keys are cached transposed and values are not
+        layouts = Draws(case.seed, "mixed").shuffled(["columns", "bshd", "contiguous", "contiguous"])
+    q, k, v, do = (_place(x, layout, i) for i, (x, layout) in enumerate(zip((q, k, v, do), layouts, strict=True)))
     return Inputs(q, k, v, do, mask)
 
 

@@ -234,7 +234,7 @@ def _(case: Case, inputs: Inputs) -> Twin | None:
     if not case.backward or not _plain(case):
         return None
     q, k = (with_values(x, lambda y: 0.5 - y) for x in (inputs.q, inputs.k))
-    other = replace(inputs, q=q, k=k)
+    other = replace(inputs, q=q, k=k)  # and other options (`Implementation`)
     return Twin(case, inputs, dict.fromkeys(GRADIENTS, same), bits=frozenset({"dv"}), between=other)
 
 

@@ -30,7 +30,12 @@ def drawn_mask(case: Case) -> Mask:
         if recipe.boolean == "empty-rows":
             seen &= torch.from_numpy(Draws(case.seed, "rows").uniform(*shape[:-1], 1) < 0.7)
         elif recipe.boolean == "first-tile":
-            seen[..., : min(32, max(0, N - 1))] = False
+            tiles = [n for n in (32, 64, 128, 256) if n < N]
+            seen[..., : Draws(case.seed, "tile").choice(tiles or [max(0, N - 1)])] = False
+        elif recipe.boolean == "documents":
+            seen = _documents(case, shape)
+        elif recipe.boolean == "band":
+            seen = _band(case, shape)
         allowed = seen
     if recipe.bias is not None:
         values = Draws(case.seed, "bias").normal(*shape)
@@ -46,6 +51,26 @@ def drawn_mask(case: Case) -> Mask:
         causal=recipe.causal, window=recipe.window or (None, None), alignment=recipe.alignment,
         allowed=allowed, bias=bias, key_lengths=lengths,
     )  # fmt: skip
+
+
+def _documents(case: Case, shape: tuple[int, ...]) -> Tensor:
+    """Two to four sequences in one, cut at the same parts of queries and keys; a single row is of one in the middle."""
+    *outer, rows, columns = shape
+    pieces = int(Draws(case.seed, "documents").integers(2, 5, 1)[0])
+    cuts = torch.from_numpy(Draws(case.seed, "cuts").uniform(*outer, 1, pieces - 1))
+    of_query, of_key = (
+        ((torch.arange(n, dtype=torch.float64)[:, None] + 0.5) / max(n, 1) > cuts).sum(-1) for n in (rows, columns)
+    )
+    together: Tensor = of_query[..., :, None] == of_key[..., None, :]
+    return together
+
+
+def _band(case: Case, shape: tuple[int, ...]) -> Tensor:
+    """The last queries see the last keys, each as many before it as some number of tiles' halves; all that is drawn."""
+    *outer, rows, columns = shape
+    width = Draws(case.seed, "band").choice((1, 16, 48, 64, 96, 128, 200))
+    distance = torch.arange(rows)[:, None] + columns - rows - torch.arange(columns)
+    return ((distance >= 0) & (distance < width)).expand(*outer, rows, columns).clone()
 
 
 @lru_cache(maxsize=1 << 16)

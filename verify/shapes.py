@@ -13,10 +13,11 @@ LENGTHS = (1, 2, 3, 5, 7, 13, 15, 16, 17, 23, 31, 32, 33, 47, 61, 63, 64, 65, 79
 LONG = (257, 511, 513, 1023, 1025, 2049)
 SHORT = (1, 2, 3, 5)
 
-HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (3, 1), (4, 4), (6, 2), (6, 3))  # H, HK
-#: B, H, HK: more of them than a tile of few holds; the groups of 7, 8 and 16 are of models in use
+HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (5, 1), (4, 4), (6, 2), (6, 3), (7, 1))  # H, HK
+#: B, H, HK: more of them than a tile of few holds, or a GPU has processors; the groups of 7, 8 and 16 are of models
+#: in use
 MANY = ((17, 1, 1), (9, 2, 1), (5, 4, 4), (1, 16, 16), (1, 32, 8), (2, 12, 4), (3, 8, 1), (2, 14, 2), (1, 32, 2),
-        (5, 16, 2))  # fmt: skip
+        (5, 16, 2), (5, 32, 8))  # fmt: skip
 _BATCHES = (1, 1, 2, 2, 3)
 _ONE = ((1, 1, 1), (1, 2, 1), (2, 1, 1))  # B, H, HK where an axis is long
 

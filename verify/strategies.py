@@ -26,7 +26,7 @@ def masks(draw: DrawFn) -> MaskRecipe:
         causal=draw(st.booleans()),
         window=draw(st.one_of(st.none(), st.sampled_from(WINDOWS), st.tuples(*[st.none() | st.integers(0, 40)] * 2))),
         alignment=draw(st.sampled_from(("top-left", "bottom-right"))),
-        boolean=draw(st.sampled_from((None, "random", "empty-rows", "first-tile"))),
+        boolean=draw(st.sampled_from((None, "random", "empty-rows", "first-tile", "documents", "band"))),
         bias=draw(st.sampled_from((None, "random", "hidden", "alibi"))),
         key_lengths=draw(st.booleans()),
     )
@@ -57,5 +57,5 @@ def cases(
         seed=draw(st.integers(0, 2**31 - 1)),
         scale=draw(st.sampled_from(tuple(dict.fromkeys(SCALES)))),
         mask=draw(masks()),
-        layout=draw(st.sampled_from(("contiguous", "bshd", "packed", "gaps", "columns", "expanded"))),
+        layout=draw(st.sampled_from(("contiguous", "bshd", "packed", "gaps", "columns", "mixed", "expanded"))),
     )  # fmt: skip

@@ -20,7 +20,7 @@ from .shapes import ROUND, shape_of
 
 T = TypeVar("T")
 
-LAYOUTS = ("contiguous", "contiguous", "contiguous", "bshd", "packed", "gaps", "columns", "expanded")
+LAYOUTS = ("contiguous", "contiguous", "contiguous", "bshd", "packed", "gaps", "columns", "mixed", "expanded")
 #: None stands for 1/sqrt(D)
 SCALES = (None, None, None, None, None, 0.125, 1.0, 0.25, 0.0, -0.2, 0.3, 0.07, 1.7)
 #: some as long as a tile of 32 or 64 keys, with and without the query's own
@@ -39,6 +39,8 @@ def mask_templates() -> tuple[MaskRecipe, ...]:
         MaskRecipe(boolean="random"),
         MaskRecipe(boolean="empty-rows"),
         MaskRecipe(boolean="first-tile"),
+        MaskRecipe(boolean="documents"),
+        MaskRecipe(boolean="band"),
         MaskRecipe(bias="random"),
         MaskRecipe(bias="hidden"),
         MaskRecipe(bias="alibi"),
