@@ -318,6 +318,10 @@ def _script(finding: Path) -> str:
 def _rows(folder: Path) -> tuple[Row, ...]:
     if (folder / "results.parquet").is_file():
         return read_parquet(folder / "results.parquet")
+    if (folder / "verdict.json").is_file():
+        raise RecordError(
+            f"{folder / 'results.parquet'} is missing, and the verdict rests on it: copy the whole folder"
+        )
     try:
         return tuple(read_shards(sorted((folder / "shards").glob("*.jsonl"))))
     except OSError as error:

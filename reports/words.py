@@ -160,7 +160,7 @@ def _mask(mask: JsonValue) -> str:
 _MEANINGS = {
     "returns": "The call gave no result of attention's shape and dtype: it raised, hung or died.",
     "finite": "NaN, or an infinity that the true result does not have.",
-    "bound": "An error beyond what the roundings that attention needs can do, in whatever order sums are taken: no bad luck.",
+    "bound": "An error beyond what the roundings that attention needs can do, in whatever order: not bad luck.",
     "memory": "Elements of a result depend on what the memory held before.",
     "kept": "A result that was returned changes when the function is called again: a buffer is shared.",
     "invariance": "The answer to a related problem (other units, another order, a part of it) contradicts this one.",

@@ -290,14 +290,14 @@ def test_the_readme_says_what_the_verdicts_say():
     readme = (RECORDS.parents[1] / "README.md").read_text()
     section = readme[readme.index("## On a GPU") :]
     verdicts = section[section.index("| implementation | verdict") :].split("\n\n")[0].splitlines()[2:]
-    assert len(verdicts) == 6 == len(list(RECORDS.glob("*/manifest.json")))
+    assert len(verdicts) == 6 == len(list(RECORDS.glob("verdicts/*.json")))
     for row in verdicts:
         name, verdict, cases, said = (cell.strip() for cell in row.strip("|").split("|"))
-        manifest = json.loads((RECORDS / name / "manifest.json").read_text())
+        manifest = json.loads((RECORDS / "verdicts" / f"{name}.json").read_text())
         assert manifest["implementation"] == name
         assert manifest["device"].startswith("cuda (NVIDIA H200")
         assert manifest["versions"]["torch"] == "2.11.0"
-        summary = html.unescape((RECORDS / name / "summary.md").read_text())
+        summary = html.unescape((RECORDS / "verdicts" / f"{name}.md").read_text())
         assert summary.splitlines()[0].endswith(f"flashproof {name}: {verdict}")
         assert f"\n{cases.replace(',', NARROW_SPACE)} cases (" in summary
         failed = [line for line in summary.splitlines() if line.startswith("| ❌ fail | ")]
@@ -306,7 +306,7 @@ def test_the_readme_says_what_the_verdicts_say():
             check, of, counts = re.fullmatch(r"`(.+)`(?: of (\w+))?: (.*)", one).groups()
             assert any(f"| {check} | {of or 'all'} |" in f and f": in the survey {counts} |" in f for f in failed), one
     for name in ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient"):
-        summary = (RECORDS / name / "summary.md").read_text()
+        summary = (RECORDS / "verdicts" / f"{name}.md").read_text()
         assert re.search(r"\| returns \| all \| [^|]+ \| 1 crashed \|", summary)
         padded = "layout 'gaps', after one that hung or died"
         assert ("misaligned address" in summary) == (padded in summary) == (name != "sdpa-efficient")

@@ -108,7 +108,10 @@ def test_refusals_that_differ_in_numbers_are_told_once():
 
 def test_batch_invariance_is_reported_unless_a_budget_asks_for_it():
     measured = rows(failed="batch-invariance")
-    assert not judge(measured, BUDGETS, "planted").failed
+    judged = judge(measured, BUDGETS, "planted")
+    assert not judged.failed
+    (check,) = [c for c in judged.checks if (c.name, c.tensor) == ("batch-invariance", "out")]
+    assert check.detail.endswith("; reported, not judged")
     strict = BUDGETS.model_copy(update={"invariance": BUDGETS.invariance.model_copy(update={"batch": "fail"})})
     assert [c.name for c in judge(measured, strict, "planted").failed] == ["batch-invariance"]
 

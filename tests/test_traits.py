@@ -19,7 +19,7 @@ from flashproof.verify.loading import load as load_implementation
 from flashproof.verify.masking import drawn_mask, has_empty_rows
 from flashproof.verify.profiles import PROFILES
 from flashproof.verify.survey import survey
-from flashproof.verify.traits import in_common
+from flashproof.verify.traits import in_common, where
 
 FLASH: Implementation = load_implementation("flash")
 CASES = list(survey(FLASH, PROFILES["ci"], seed=3, count=800))
@@ -53,7 +53,8 @@ def said(fails: Callable[[Case], bool], rows: list[Row] = ROWS) -> str:
 )
 def test_it_says_where_a_fault_was_planted(fails: Callable[[Case], bool], name: str) -> None:
     n = sum(map(fails, CASES))
-    assert said(fails) == f": in the survey {n} of {n} with {name}, 0 of {len(CASES) - n} others"
+    rest = len(CASES) - n
+    assert said(fails) == f": in the survey {n} of the {n} cases with {name}, 0 of the {rest} others"
 
 
 def test_a_fault_that_shows_at_times_is_told_with_its_counts() -> None:
@@ -62,8 +63,8 @@ def test_a_fault_that_shows_at_times_is_told_with_its_counts() -> None:
     unlucky = {c.id for c in CASES if c.mask.window is not None and draw.random() < 1 / 3}
     unlucky |= {c.id for c in draw.sample([c for c in CASES if c.mask.window is None], 4)}
     windows = sum(c.mask.window is not None for c in CASES)
-    told = said(lambda c: c.id in unlucky)
-    assert told == f": in the survey {len(unlucky) - 4} of {windows} with a window, 4 of {len(CASES) - windows} others"
+    told, n, rest = said(lambda c: c.id in unlucky), len(unlucky) - 4, len(CASES) - windows
+    assert told == f": in the survey {n} of the {windows} cases with a window, 4 of the {rest} others"
 
 
 def test_of_what_fails_by_chance_nothing_is_said() -> None:
@@ -87,12 +88,19 @@ def test_nothing_is_said_where_nothing_can_be_told() -> None:
         assert not said(plateau, [replace(r, case_json=foreign) for r in ROWS])
 
 
+def wrong_for_negative_scales() -> list[Row]:
+    return [replace(r, failed="finite", nonfinite=1) if '"scale":-0.2' in (r.case_json or "") else r for r in ROWS]
+
+
 def test_the_check_says_it() -> None:
-    wrong = [replace(r, failed="finite", nonfinite=1) if '"scale":-0.2' in (r.case_json or "") else r for r in ROWS]
+    wrong = wrong_for_negative_scales()
     (finite,) = [c for c in judge(wrong, load(), "flash").checks if (c.name, c.tensor) == ("finite", "out")]
     n = sum(r.failed is not None for r in wrong)
     assert finite.status == "fail"
-    assert finite.detail == f"{n} of 800 cases: in the survey {n} of {n} with scale < 0, 0 of {800 - n} others"
+    assert (
+        finite.detail
+        == f"{n} of 800 cases: in the survey {n} of the {n} cases with scale < 0, 0 of the {800 - n} others"
+    )
 
 
 def test_empty_rows_are_those_whose_keys_are_all_hidden() -> None:
@@ -103,6 +111,13 @@ def test_empty_rows_are_those_whose_keys_are_all_hidden() -> None:
         assert has_empty_rows(c) == bool((seen == 0).any())
         empty += has_empty_rows(c)
     assert 20 < empty < 180
+
+
+def test_a_finding_says_it_as_a_clause_of_its_own() -> None:
+    (finite,) = judge(wrong_for_negative_scales(), load(), "flash").failed
+    said = finite.detail.partition(": in the survey ")[2]
+    assert said and where(finite.detail) == f"; in the survey {said}"
+    assert where("0 of 3 cases") == ""
 
 
 def suspect(check: str, tensor: str | None, *cases: int) -> _Suspect:

@@ -63,8 +63,10 @@ def _tensor_check(
         return _judged(name, tensor, over, len(asked), detail, waivers)
     hit = [r for r in asked if name in failed_in(r)]
     detail = _some_in(hit, asked)
-    reported = {"repeat": budgets.invariance.repeat, "batch-invariance": budgets.invariance.batch}.get(name) == "report"
-    return _judged(name, tensor, [] if reported else hit, len(asked), detail, waivers)
+    policy = {"repeat": budgets.invariance.repeat, "batch-invariance": budgets.invariance.batch}.get(name)
+    judged = [] if policy == "report" else hit
+    detail += "; reported, not judged" if hit and not judged else ""
+    return _judged(name, tensor, judged, len(asked), detail, waivers)
 
 
 def _judged(

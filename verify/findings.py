@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..reports.record import TENSORS, Finding, Row, write_json_atomic
+from ..reports.record import Check as JudgedCheck
 from .budgets import Budgets
 from .case import Case, case_of, parse_case
 from .check import Check
@@ -31,6 +32,7 @@ from .regimes import REGIMES
 from .script import script_of
 from .settings import Progress, Settings
 from .shrink import shrink
+from .traits import where
 from .waivers import Waivers
 
 _ORDER = (
@@ -87,7 +89,7 @@ def findings_of(
     found: list[Finding] = []
     of_many: list[Finding] = []  # that no single case shows
     for n, suspect in enumerate(chosen, start=1):
-        finding, by_itself = _shrunk(suspect, pool, settings)
+        finding, by_itself = _shrunk(suspect, pool, settings, judgement.failed)
         known = {(f.check, f.tensor) for f in (found if by_itself else [*found, *of_many])}
         if (finding.check, finding.tensor) not in known:
             (found if by_itself else of_many).append(finding)
@@ -162,7 +164,9 @@ def _survey_suspects(judgement: Judgement, results: Sequence[Result], budgets: B
     return suspects
 
 
-def _shrunk(suspect: _Suspect, pool: Pool, settings: Settings) -> tuple[Finding, bool]:
+def _shrunk(
+    suspect: _Suspect, pool: Pool, settings: Settings, failed: Sequence[JudgedCheck]
+) -> tuple[Finding, bool]:  # fmt: skip
     """The finding, and whether its case shows it."""
     first = pool.one(suspect.case, "hunt", **suspect.options)
     deadline = time.monotonic() + (_LOST_SECONDS if first.lost else _SHRINK_SECONDS)
@@ -195,6 +199,7 @@ def _shrunk(suspect: _Suspect, pool: Pool, settings: Settings) -> tuple[Finding,
     check = _representative(last, suspect)
     why = "each try costs the whole limit" if first.status == "timeout" else "the time for shrinking ran out"
     detail = check.detail if minimal or not shown else f"{check.detail} ({why}: not proven minimal)"
+    detail += next((where(c.detail) for c in failed if (c.name, c.tensor) == (suspect.check, suspect.tensor)), "")
     finding = Finding(
         check=check.name, tensor=check.tensor, case=case.to_dict(), replay=replay_line(case, settings.spec),  # type: ignore[arg-type]
         observed=check.observed, allowed=check.allowed, detail=detail, original_case=suspect.case.to_dict(),

@@ -241,8 +241,9 @@ def _bias_checks(rows: list[Row], budgets: Budgets, implementation: str) -> list
             limit = budgets.allowance("bias_max_ulp", budgets.bias.max_ulp, implementation, dtype, tensor)
             n += found.n
             failed |= abs(found.mean) > limit and abs(found.t) > budgets.bias.min_t
-            details.append(f"{dtype} {found.mean:+.3f} ulp (t = {found.t:.1f}, n = {found.n})")
-        checks.append(check("bias", tensor, failed, n, "; ".join(details) or "not measured"))
+            details.append(f"{dtype} {found.mean:+.3f} ulp (t = {found.t:.1f}, n = {found.n}, allowed {limit:g})")
+        allowed = f"; fails where it is beyond what is allowed and |t| > {budgets.bias.min_t:g}"
+        checks.append(check("bias", tensor, failed, n, "; ".join(details) + allowed if details else "not measured"))
     return checks
 
 
@@ -262,6 +263,8 @@ def _systematic_checks(rows: list[Row], budgets: Budgets, implementation: str) -
             n += found.n
             failed |= abs(found.mean) > limit and abs(found.t) > budgets.systematic.min_t
             details.append(f"{dtype} {found.mean:+.2g} (t = {found.t:.1f}, n = {found.n}, allowed {limit:.2g})")
-        text = f"relative error of the {PARAMETER[tensor]}: {'; '.join(details)}" if details else "not measured"
+        allowed = f"; fails where it is beyond what is allowed and |t| > {budgets.systematic.min_t:g}"
+        text = f"relative error of the {PARAMETER[tensor]}: {'; '.join(details)}{allowed}"
+        text = text if details else "not measured"
         checks.append(check("systematic", tensor, failed, n, text))
     return checks

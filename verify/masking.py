@@ -61,16 +61,17 @@ def _documents(case: Case, shape: tuple[int, ...]) -> Tensor:
     of_query, of_key = (
         ((torch.arange(n, dtype=torch.float64)[:, None] + 0.5) / max(n, 1) > cuts).sum(-1) for n in (rows, columns)
     )
-    together: Tensor = of_query[..., :, None] == of_key[..., None, :]
+    together: Tensor = torch.eq(of_query[..., :, None], of_key[..., None, :])
     return together
 
 
 def _band(case: Case, shape: tuple[int, ...]) -> Tensor:
     """The last queries see the last keys, each as many before it as some number of tiles' halves; all that is drawn."""
     *outer, rows, columns = shape
-    width = Draws(case.seed, "band").choice((1, 16, 48, 64, 96, 128, 200))
+    width = Draws(case.seed, "band").choice((1, 16, 48, 72, 80, 96, 150))
     distance = torch.arange(rows)[:, None] + columns - rows - torch.arange(columns)
-    return ((distance >= 0) & (distance < width)).expand(*outer, rows, columns).clone()
+    seen: Tensor = (distance >= 0) & (distance < width)
+    return seen.expand(*outer, rows, columns).clone()
 
 
 @lru_cache(maxsize=1 << 16)

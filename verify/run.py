@@ -44,7 +44,7 @@ from .problems import LostError, UsageError
 from .profiles import Profile
 from .regimes import REGIMES
 from .settings import Progress, Settings
-from .shapes import HEADS, LONG, MANY
+from .shapes import HEADS, LARGE, LONG, MANY
 from .storing import stores_scores
 from .survey import LAYOUTS, mask_templates, simplified, survey
 from .verdict import verdict_of
@@ -368,7 +368,8 @@ def not_covered(implementation: Implementation, profile: Profile) -> list[str]:
     missing = [reason for p in probes if (reason := implementation.lacks(p)) is not None]
     missing += ["the log-sum-exp"] if implementation.lse_option is None else []
     missing += [f"the option {o}" for o in UNTESTED if o in implementation.options]
-    long = f"sequences longer than {profile.max_length} (one axis beside a short one: than {max(LONG)})"
+    longest = max(profile.max_length, *LARGE)
+    long = f"sequences longer than {longest} (one axis beside a short one: than {max(LONG)})"
     missing.append(f"{long}, head dimensions other than those of the profile")
     batch, heads = max(B for B, _, _ in MANY), max(H for H, _ in (*HEADS, *(many[1:] for many in MANY)))
     both = max(B * H for B, H, _ in MANY)

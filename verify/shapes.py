@@ -12,6 +12,8 @@ LENGTHS = (1, 2, 3, 5, 7, 13, 15, 16, 17, 23, 31, 32, 33, 47, 61, 63, 64, 65, 79
 #: what a kernel may meet on one axis in any profile: the other axes are short then, so that it costs little
 LONG = (257, 511, 513, 1023, 1025, 2049)
 SHORT = (1, 2, 3, 5)
+#: both axes of a few tiles and a rest, in any profile: what a kernel makes of a tile between others shows nowhere else
+LARGE = (191, 193, 256, 257, 299)
 
 HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (5, 1), (4, 4), (6, 2), (6, 3), (7, 1))  # H, HK
 #: B, H, HK: more of them than a tile of few holds, or a GPU has processors; the groups of 7, 8 and 16 are of models
@@ -40,16 +42,17 @@ def _lengths(kind: str, draws: Draws, limit: int) -> Lengths:
     axes: dict[str, tuple[Sequence[int], Sequence[int]]] = {
         "free": (usual, usual), "no queries": ((0,), usual), "no keys": (usual, (0,)), "many keys": (SHORT, LONG),
         "many queries": (LONG, SHORT), "decoding": ((1,), (*usual, *LONG)), "many heads": (SHORT, SHORT),
+        "large": (LARGE, LARGE),
     }  # fmt: skip
     M, N = (axis[0] if len(axis) == 1 else draws.choice(axis) for axis in axes[kind])
     return M, N
 
 
 #: the B, H, HK of kinds that have their own
-OWN_HEADS = {"many keys": _ONE, "many queries": _ONE, "many heads": MANY}
+OWN_HEADS = {"many keys": _ONE, "many queries": _ONE, "many heads": MANY, "large": _ONE}
 #: one round: how often each kind comes; "plain" cases are `plain.plain_case`
 ROUND = (
-    *["free"] * 12, *["any"] * 4, *["square"] * 9, *["plain"] * 4, *["decoding"] * 2,
+    *["free"] * 12, *["any"] * 4, *["square"] * 9, *["plain"] * 4, *["decoding"] * 2, *["large"] * 2,
     "no queries", "no keys", "many keys", "many queries", "many heads",
 )  # fmt: skip
 

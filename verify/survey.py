@@ -23,6 +23,8 @@ T = TypeVar("T")
 LAYOUTS = ("contiguous", "contiguous", "contiguous", "bshd", "packed", "gaps", "columns", "mixed", "expanded")
 #: None stands for 1/sqrt(D)
 SCALES = (None, None, None, None, None, 0.125, 1.0, 0.25, 0.0, -0.2, 0.3, 0.07, 1.7)
+#: masks that hide whole tiles, or parts of those that their first query sees whole
+_TILED = ("first-tile", "documents", "band")
 #: some as long as a tile of 32 or 64 keys, with and without the query's own
 WINDOWS = ((0, 0), (1, 0), (3, 5), (0, 2), (16, 16), (31, 0), (40, None), (None, 2), (7, 33), (63, 0), (64, 64))
 
@@ -63,7 +65,8 @@ def survey(implementation: Implementation, profile: Profile, seed: int, *, count
     needles = [r.name for r in REGIMES.values() if not r.independent]
     regimes = _cycle(_weighted_regimes(), seed, "regime", first=needles)
     # what a template needs shows when M != N; a template the implementation never takes is left out beforehand
-    masks = _cycle([m for m in mask_templates() if _takes(implementation, m)], seed, "mask")
+    taken = [m for m in mask_templates() if _takes(implementation, m)]
+    masks, tiled = _cycle(taken, seed, "mask"), [m for m in taken if m.boolean in _TILED]
     dtypes, kinds = _cycle(profile.dtypes, seed, "dtype"), _cycle(ROUND, seed, "shape")
     plain_regimes = _cycle(PLAIN_REGIMES, seed, "plain")
     for i, kind, dtype in zip(range(total), kinds, dtypes, strict=False):
@@ -71,7 +74,10 @@ def survey(implementation: Implementation, profile: Profile, seed: int, *, count
         if kind == "plain":
             case = plain_case(draws, dtype, next(plain_regimes))
         else:
-            case = _draw(draws, profile, kind, dtype, next(regimes), next(masks))
+            mask = next(masks)
+            if kind == "large":
+                mask = draws.choice((mask, *tiled))
+            case = _draw(draws, profile, kind, dtype, next(regimes), mask)
         yield simplified(case, implementation)
 
 

@@ -25,11 +25,13 @@ _FEWEST = 3  # failures: two have always something in common
 _LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
 _LOGITS = (10, 88, 1000)  # e^10 is near the end of fp16, e^88 near that of fp32
 
+_IN_SURVEY = ": in the survey "
+
 _Flags = NDArray[np.bool_]
 
 
 def in_common(failed: Sequence[Row], asked: Sequence[Row]) -> str:
-    """Where a check fails, as in ": in the survey 90 of 92 with scale <= 0, 0 of 889 others"; "" where chance may tell.
+    """Where a check fails: ": in the survey 90 of the 92 cases with scale <= 0, 0 of the 889 others"; or "", by chance.
 
     Only surveyed cases count: those of a hunt are alike because they were sought.
     """
@@ -47,7 +49,16 @@ def in_common(failed: Sequence[Row], asked: Sequence[Row]) -> str:
         return ""
     said, flags = best
     inside, outside = hit[flags], hit[~flags]
-    return f": in the survey {inside.sum()} of {len(inside)} with {said}, {outside.sum()} of {len(outside)} others"
+    return (
+        f"{_IN_SURVEY}{inside.sum()} of the {len(inside)} cases with {said}, "
+        f"{outside.sum()} of the {len(outside)} others"
+    )
+
+
+def where(detail: str) -> str:
+    """What `in_common` added to a check's detail, as a clause of its own."""
+    _, found, said = detail.partition(_IN_SURVEY)
+    return f"; {found.removeprefix(': ')}{said}" if found else ""
 
 
 def _best(names: list[str], traits: _Flags, hit: _Flags) -> tuple[str, _Flags] | None:
@@ -57,8 +68,9 @@ def _best(names: list[str], traits: _Flags, hit: _Flags) -> tuple[str, _Flags] |
     count = traits.astype(np.float64)
     sizes, hits = count @ count.T, (count * hit) @ count.T  # [traits, traits]; the diagonal is of one trait alone
     tells = _log_likelihood_ratio(hits, sizes, float(hit.sum()), len(hit))
-    tells -= np.log(2 * len(names) * (len(names) - 1) / 2 / _ALPHA)
-    np.fill_diagonal(tells, np.diagonal(tells) + np.log(max(1.0, (len(names) - 1) / 2)))
+    by_chance = math.log(2 * len(names) / _ALPHA)
+    tells -= 2 * by_chance  # each of two traits is to tell that much more
+    np.fill_diagonal(tells, np.diagonal(tells) + by_chance)
     # a tie is the single trait's, and then the first's
     i, j = max(_pairs(len(names)), key=lambda at: (round(float(tells[at]), 6), at[0] == at[1]))
     if tells[i, j] <= 0:

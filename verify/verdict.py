@@ -34,7 +34,8 @@ def verdict_of(
 ) -> Verdict:
     """The verdict, with the three answers and the sentence."""
     counts, places = judgement.counts, standings(rows)
-    measured = counts.survey + counts.comparison + counts.hunt
+    # where there is no query or no key there is nothing to get wrong: such a case alone is no measurement
+    measured = len({r.case_id for r in rows if r.status == "ok" and r.M != 0 and r.N != 0})
     state: State
     if judgement.failed:
         state = "fail"
@@ -42,7 +43,8 @@ def verdict_of(
         state = "nothing-measured"
     else:
         state = "pass"
-    too_few = sentence([f"{plural(measured, 'case')} gave a result, and a verdict takes {budgets.coverage.min_cases}"])
+    gave = f"{plural(measured, 'case')} with queries and keys gave a result"
+    too_few = sentence([f"{gave}, and a verdict takes {budgets.coverage.min_cases}"])
     exactness = Exactness(
         algebraic=algebraic_answer(algebra),
         bitwise=_bitwise(judgement, rows),

@@ -69,6 +69,21 @@ def refuses(query):
     raise NotImplementedError("no attention today")
 
 
+@first
+def refuses_all_but_nothing(query):
+    if query.numel():
+        raise NotImplementedError("this backend is not built for CPUs")
+
+
+def without_lse(q, k, v, softmax_scale=None, causal=False, return_attn_probs=False):
+    return as_flash_attn(q, k, v, softmax_scale, causal)
+
+
+@first
+def exits(query):
+    sys.exit(0)
+
+
 @functools.wraps(attention)
 def refuses_groups(query, key, *args, enable_gqa=False, **kwargs):
     if enable_gqa or query.shape[1] != key.shape[1]:

@@ -110,6 +110,25 @@ def test_refuses_everything(place: Path) -> None:
     assert gate.stdout.count("refused in 3 of 3 cases") == 1
 
 
+def test_empty_cases_are_no_measurement(place: Path) -> None:
+    """Enough of them for a verdict, had they queries."""
+    done = flashproof("survey", "kernels.py:refuses_all_but_nothing", *SMALL, "--cases", "72", "--out", "run")
+    assert_tidy(done, NOTHING)
+    run = load(place / "run")
+    assert run.verdict.counts.survey >= 2
+    assert run.verdict.sentence.endswith("0 cases with queries and keys gave a result, and a verdict takes 2.")
+
+
+@pytest.mark.parametrize("name", ["without_lse", "exits"])
+def test_the_script_of_what_returns_nothing_says_so(place: Path, name: str) -> None:
+    done = flashproof("survey", f"kernels.py:{name}", *SMALL, "--cases", "3", "--out", "run")
+    assert_tidy(done, FAIL)
+    assert [f.check for f in load(place / "run").findings] == ["returns"]
+    shown = subprocess.run([sys.executable, "run/findings/001.py"], capture_output=True, text=True, check=False)
+    assert shown.returncode == 1
+    assert ("SystemExit: 0" if name == "exits" else "the log-sum-exp was asked for, and not returned") in shown.stdout
+
+
 def test_returns_what_is_not_attention(place: Path) -> None:
     done = flashproof("survey", "kernels.py:wrong_in_many_ways", *SMALL, "--cases", "20", "--out", "run")
     assert_tidy(done, FAIL)

@@ -58,9 +58,10 @@ def _newer(run: Path) -> None:
         (_truncate("manifest.json"), "manifest.json is damaged or cut short"),
         (_truncate("verdict.json"), "verdict.json is damaged or cut short"),
         (_truncate("results.parquet"), "results.parquet is not a whole parquet file"),
+        (lambda run: (run / "results.parquet").unlink(), "results.parquet is missing, and the verdict rests on it"),
         (_newer, "upgrade flashproof"),
     ],
-    ids=["missing", "no-run", "manifest", "verdict", "results", "newer"],
+    ids=["missing", "no-run", "manifest", "verdict", "results", "no-results", "newer"],
 )
 def test_unreadable_record(place: Path, whole: Path, damage: Callable[[Path], None], says: str) -> None:
     shutil.copytree(whole, place / "run")

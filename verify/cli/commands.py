@@ -65,7 +65,7 @@ _measuring = _options(
     click.option("--out", type=_folder, default=None, help="Folder for the record. [default: flashproof-run-IMPL]"),
     budgets_option,
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the survey and the hunt."),
-    click.option("--workers", type=click.IntRange(1), default=None, help="Processes. [default: one per core]"),
+    click.option("--workers", type=click.IntRange(1, 1024), default=None, help="Processes. [default: one per core]"),
     click.option("--cases", type=click.IntRange(1), default=None, help="Of the survey. [default: the profile's]"),
     click.option("--examples", type=click.IntRange(0), default=None,
                  help="Of the hunt, per dtype. [default: the profile's]"),
@@ -242,7 +242,7 @@ def probe(impl: str, device: str, case_limit: float | None) -> None:
 @click.argument("impl")
 @click.option("--case", "case_text", default=None, help="One case (JSON, or a file) instead of the usual problems.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the problems.")
-@click.option("--workers", type=click.IntRange(1), default=None, help="Processes. [default: one per core]")
+@click.option("--workers", type=click.IntRange(1, 1024), default=None, help="Processes. [default: one per core]")
 @_case_limit_option
 def exact(impl: str, case_text: str | None, seed: int, workers: int | None, case_limit: float | None) -> None:
     """Its source in exact arithmetic: rationals, then 50, 100 and 200 digits, against the definition of attention.

@@ -77,7 +77,7 @@ def bench(implementations: tuple[str, ...], dtypes: tuple[Any, ...], dims: tuple
 @click.argument("implementation", metavar="[IMPL]", default="flash")
 @click.option("--cases", type=click.IntRange(1), default=500, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--workers", type=click.IntRange(1), default=None, help="Processes. [default: one per core]")
+@click.option("--workers", type=click.IntRange(1, 1024), default=None, help="Processes. [default: one per core]")
 @_out
 def silicon(implementation: str, cases: int, seed: int, workers: int | None, out: Path | None) -> None:
     """A Triton kernel on the GPU and interpreted, on the same cases; then sums of one sign, and exact integers.
