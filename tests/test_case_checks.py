@@ -222,6 +222,18 @@ def test_inputs_unchanged_rejects_a_write_to_an_input():
     assert ("inputs-unchanged", None) in failed_checks(planted(scribble), CASE.with_(backward=False))
 
 
+def test_inputs_unchanged_rejects_a_write_in_a_later_call():
+    def scribble(o, lse, query, *_):
+        if not query.requires_grad:
+            query.mul_(2.0)
+        return o, lse
+
+    found = failed_checks(planted(scribble))
+    assert ("inputs-unchanged", None) in found
+    details = [c.detail for c in evaluate(CASE, recognise("planted", planted(scribble)), "survey").failed]
+    assert any(d.startswith("in a later call the kernel wrote to its input q") for d in details)
+
+
 @pytest.mark.parametrize("asks", [lambda query: torch.is_grad_enabled(), lambda query: query.requires_grad])
 def test_inference_is_without_gradients_in_every_way(asks):
     """Some functions look at torch's mode, some at their arguments, for which path to take."""

@@ -58,7 +58,8 @@ def _tensor_check(
         limits = [_allowed_bound(r, budgets, implementation) for r in asked]
         over = [r for r, limit in zip(asked, limits, strict=True) if (r.bound_ratio or 0.0) > limit]
         limit = min(limits)
-        beyond = f"beyond {limit:g} in {len(over)} of {len(asked)} cases{in_common(over, asked)}"
+        bound = "it" if limit == 1 else f"{limit:g} times it"
+        beyond = f"beyond {bound} in {len(over)} of {len(asked)} cases{in_common(over, asked)}"
         detail = f"largest error / bound {worst.bound_ratio or 0.0:.3g}; {beyond}"
         return _judged(name, tensor, over, len(asked), detail, waivers)
     hit = [r for r in asked if name in failed_in(r)]

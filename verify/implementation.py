@@ -159,7 +159,10 @@ class Implementation:
                 raise RefusedError("the log-sum-exp is not connected to q and k: it has no gradient")
             results, backwards = [*results, raw_lse], [do, dlse]
         if between is not None:
-            self.forward(*self._otherwise(case, between), [x.detach() for x in (between.q, between.k, between.v)])
+            others = [
+                x.detach().requires_grad_(leaf.requires_grad) for x, leaf in zip(between.three, leaves, strict=True)
+            ]
+            self.forward(*self._otherwise(case, between), others)
         asked = {n: leaf for n, leaf in zip(given, leaves, strict=True) if leaf.requires_grad}
         if not out.requires_grad:
             return Outputs(out.detach(), lse, **{n: torch.zeros_like(x) for n, x in asked.items()})

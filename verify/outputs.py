@@ -49,4 +49,6 @@ class CompilerGaveUpError(RefusedError):
 def describe(e: BaseException) -> str:
     """An exception in one line, for a record."""
     text = " ".join(str(e).split())
+    if isinstance(e, RefusedError):  # its text is that of the exception that refused
+        return text
     return f"{type(e).__name__}: {text[:300]}" if text else type(e).__name__

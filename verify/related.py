@@ -5,7 +5,7 @@ Each answer is held to the truth and bound of the case, and to what the kernel s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -32,7 +32,7 @@ _SUBNORMAL_COUNTS = 2.0**-96
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Again:
-    """Calls a kernel once more; whatever it does to the inputs is undone, for one check has said so already.
+    """Calls a kernel once more; whatever it does to the inputs is undone, and kept in `wrote`.
 
     It runs on the device of `inputs`, wherever the tensors of the call are, and its results are where these are.
     """
@@ -41,6 +41,7 @@ class Again:
     inputs: Inputs
     before: dict[str, Tensor]
     given: Inputs  # the same ones, where results are judged
+    wrote: list[Check] = field(default_factory=list)  # what it did to the inputs of the first call, if anything
 
     def __call__(
         self, case: Case, inputs: Inputs, *args: Any, dlse: Tensor | None = None, between: Inputs | None = None,
@@ -58,7 +59,9 @@ class Again:
             outputs = self.implementation(case, placed, *args, dlse=dlse, between=between, twice=twice, lse=lse)
             return outputs.to(here)
         finally:
-            guards.inputs_unchanged(self.before, self.inputs)
+            unchanged = guards.inputs_unchanged(self.before, self.inputs)
+            if not in_place and not unchanged.passed:
+                self.wrote.append(unchanged)
 
 
 def inference(again: Again, posed: Posed, first: dict[str, Tensor]) -> list[Check]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import time
@@ -38,6 +39,7 @@ from .findings import findings_of, write_finding
 from .hunt import hunt
 from .implementation import UNTESTED, Implementation
 from .judge import judge
+from .masking import drawn_mask
 from .plain import plain_case
 from .pool import PULSE, Pool
 from .problems import LostError, UsageError
@@ -165,9 +167,10 @@ def _refused(settings: Settings, implementation: Implementation, pool: Pool) -> 
              MaskRecipe(bias="random"), MaskRecipe(key_lengths=True))  # fmt: skip
     groups = [(2, 1), (4, 2)] if implementation.signature == "flash_attn" else [(2, 1)]  # one key head may broadcast
     nothing, answers = replace(implementation, signature="sdpa", options=frozenset()), []
-    for n, d in ((16, 32), (128, 64)):
-        plain = Case(B=1, H=2, HK=2, M=n, N=n, D=d, dtype=settings.profile.dtypes[0], regime="normal", seed=0,
+    for n, d, dimensions in ((16, 32, 4), (128, 64, 4), (16, 32, 2)):  # of masks: [B, H, M, N] and [M, N]
+        plain = Case(B=2, H=2, HK=2, M=n, N=n, D=d, dtype=settings.profile.dtypes[0], regime="normal", seed=0,
                      backward=False)  # fmt: skip
+        plain = _with_masks_of((2, 2, n, n)[-dimensions:], plain)
         asked = [plain, *(plain.with_(mask=m) for m in masks), plain.with_(scale=0.3)]
         asked += [plain.with_(H=h, HK=hk) for h, hk in groups]
         results = list(pool.evaluate([c for c in asked if implementation.lacks(c) is None], "survey", thorough=False))
@@ -177,6 +180,13 @@ def _refused(settings: Settings, implementation: Implementation, pool: Pool) -> 
             if not answers[-1]:
                 break
     return frozenset(set.intersection(*answers)) if answers else frozenset()
+
+
+def _with_masks_of(shape: tuple[int, ...], case: Case) -> Case:
+    """The case with a seed by which masks have this shape."""
+    seeds = (case.with_(seed=s, mask=MaskRecipe(boolean="random")) for s in itertools.count())
+    found = next(c for c in seeds if (allowed := drawn_mask(c).allowed) is not None and allowed.shape == shape)
+    return case.with_(seed=found.seed)
 
 
 def _raises_for_groups(result: Result, implementation: Implementation) -> bool:

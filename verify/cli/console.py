@@ -100,7 +100,8 @@ class Console:
         self.out.print(table)
         for number, f in enumerate(verdict.findings, start=1):
             self.out.print(
-                f"\n[bold]finding {number}[/]: {f.check} {f.tensor or ''}: {escape(f.detail)}", soft_wrap=True
+                f"\n[bold]finding {number}[/]: {f.check}{f' of {f.tensor}' if f.tensor else ''}: {escape(f.detail)}",
+                soft_wrap=True,
             )
             self.out.print(f"  {escape(f.replay)}", soft_wrap=True)
             script = folder / "findings" / f"{number:03d}.py"
