@@ -318,7 +318,7 @@ def _script(finding: Path) -> str:
 def _rows(folder: Path) -> tuple[Row, ...]:
     if (folder / "results.parquet").is_file():
         return read_parquet(folder / "results.parquet")
-    if (folder / "verdict.json").is_file():
+    if (folder / "verdict.json").is_file() and not (folder / "shards").is_dir():
         raise RecordError(
             f"{folder / 'results.parquet'} is missing, and the verdict rests on it: copy the whole folder"
         )

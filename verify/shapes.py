@@ -52,7 +52,7 @@ def _lengths(kind: str, draws: Draws, limit: int) -> Lengths:
 OWN_HEADS = {"many keys": _ONE, "many queries": _ONE, "many heads": MANY, "large": _ONE}
 #: one round: how often each kind comes; "plain" cases are `plain.plain_case`
 ROUND = (
-    *["free"] * 12, *["any"] * 4, *["square"] * 9, *["plain"] * 4, *["decoding"] * 2, *["large"] * 2,
+    *["free"] * 9, *["any"] * 4, *["square"] * 8, *["plain"] * 6, *["decoding"] * 2, *["large"] * 2,
     "no queries", "no keys", "many keys", "many queries", "many heads",
 )  # fmt: skip
 
