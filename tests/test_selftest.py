@@ -18,7 +18,7 @@ COMMAND = str(Path(sys.executable).with_name("flashproof"))
 #: per check a mutant that nothing else kills
 ALONE = {
     "returns": "output-in-fp32",
-    "finite": "output-twice-rounded",
+    "finite": "maximum-of-unscaled-logits",
     "bound": "key-lengths-one-too-many",
     "inputs-unchanged": "do-changed",
     "repeat": "tiles-at-random",

@@ -175,7 +175,7 @@ def test_a_layout_that_is_fatal_is_so_once(place: Path) -> None:
     done = flashproof("survey", "kernels.py:dies_in_columns", *SMALL, "--cases", "40", "--out", "run")
     assert_tidy(done, FAIL)
     run = load(place / "run")
-    assert [r.layout for r in run.rows if r.status == "crashed"] == ["columns", "mixed"]
+    assert [r.layout for r in run.rows if r.status == "crashed"] in (["columns"], ["columns", "mixed"])
     assert {r.layout for r in run.rows if r.status == "ok"} == set(get_args(Layout)) - {"columns"}
     (finding,) = run.findings
     assert finding.check == "returns" and finding.case["layout"] in ("columns", "mixed")
