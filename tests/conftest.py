@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from flashproof.kernels.interpreter import installed
+from flashproof.kernels.interpreter import installed, interpret
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -32,6 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if installed():
         raise pytest.UsageError("a test module installs the interpreter when imported: then nothing runs on a GPU")
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture
+def interpreted() -> Iterator[None]:
+    """The interpreter is installed."""
+    with interpret():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -152,7 +152,8 @@ def test_a_function_that_rounds_less_becomes_the_measure(tmp_path: Path) -> None
     assert done.returncode == 0, done.stdout + done.stderr
     told = [line for line in done.stdout.splitlines() if "ratio_margin" in line]
     assert len(told) > 3
-    assert [line.split()[1] for line in told if line.endswith("; the base fails by it")].count("out") >= 2
+    failing = {tuple(line.split(":")[1].split()) for line in told if line.endswith("; the base fails by it")}
+    assert {("out", "bf16", "normal"), ("out", "fp16", "normal")} <= failing
     assert [call("gate", out, "--budgets", "b.toml").returncode for out in ("old", "new", "again")] == [1, 0, 0]
 
 

@@ -8,16 +8,11 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from flashproof.kernels.interpreter import interpret
 from flashproof.verify.implementation import recognise
 from flashproof.verify.loading import load
 from flashproof.verify.storing import stores_scores
 
-
-@pytest.fixture(autouse=True)
-def _interpreted():
-    with interpret():
-        yield
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 def softmax(s):

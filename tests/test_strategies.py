@@ -182,7 +182,7 @@ def test_bands_are_causal_windows():
         assert seen.diagonal().all() and not seen.triu(1).any() and (widths.diff() >= 0).all()
         tile = seen[64:128, :64]
         first_whole += bool(tile[0].all() and not tile.all())
-    assert first_whole > 2
+    assert first_whole > 10
 
 
 def test_mixed_layouts_differ_in_the_stride_of_the_head_dimension():
@@ -286,7 +286,7 @@ def test_plain_cases_are_told_from_others(quick):
         assert Counter(c.regime for c in drawn)["normal"] == 32
         assert {c.dtype for c in drawn} == {"fp16", "bf16"} and len({c.M for c in drawn}) > 4
     expected = len(quick) * ROUND.count("plain") / len(ROUND)
-    assert int(expected) <= sum(is_plain(row(c)) for c in quick) < 1.3 * expected
+    assert expected <= sum(is_plain(row(c)) for c in quick) < 1.3 * expected
     plain = next(c for c in quick if is_plain(row(c)))
     for other in (dict(N=97), dict(M=33, N=64), dict(D=64), dict(scale=0.3), dict(layout="gaps"), dict(B=2),
                   dict(mask=MaskRecipe(bias="alibi")), dict(regime="plateau")):  # fmt: skip

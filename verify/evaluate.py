@@ -202,7 +202,7 @@ def judged(
             checks += inference(again, posed, right)
         checks += invariances(again, posed, right, relations)
         checks += guards.kept(copies, outputs)
-        if again.wrote and checks[0].passed:
+        if again.wrote and attempt.unchanged.passed:
             checks[0] = replace(again.wrote[0], detail=f"in a later call {again.wrote[0].detail}")
     seconds = time.perf_counter() - start
     noted = [replace(r, seconds=seconds, **_failures(checks, r.tensor)) for r in rows]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import cast
 
-from .case import Alignment, Case, MaskRecipe, parse_case
+from .case import Case, MaskRecipe, parse_case
 from .implementation import Implementation, parameters_of
 from .pool import Pool
 from .probe import has_gradients
@@ -51,7 +50,7 @@ def _within_reach(case: Case, implementation: Implementation) -> Case | None:
     """The case with what the function has no option for taken out, if that leaves something to ask."""
     if not implementation.has_backward:
         case = case.with_(backward=False)
-    for change in (dict(HK=case.H), dict(mask=replace(case.mask, alignment=cast(Alignment, implementation.alignment)))):
+    for change in (dict(HK=case.H), dict(mask=replace(case.mask, alignment=implementation.alignment))):
         if implementation.lacks(case) is not None:
             case = case.with_(**change)
     return case if implementation.lacks(case) is None else None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..kernels.interpreter import KernelError
 from ..reference.masks import Mask
-from .case import Case, MaskRecipe
+from .case import Alignment, Case, MaskRecipe
 from .inputs import DTYPES, Inputs
 from .isolation import contained, gave_up, settle_compiler
 from .outputs import CompilerGaveUpError, LayoutRefusedError, Outputs, RefusedError, WrongResultError, describe
@@ -54,7 +54,7 @@ class Implementation:
     refused: frozenset[str] = frozenset()  # of what its signature has, and `lacks` names: what it was seen to refuse
 
     @property
-    def alignment(self) -> str:
+    def alignment(self) -> Alignment:
         """Of its causal mask when M != N."""
         return "top-left" if self.signature == "sdpa" else "bottom-right"
 
@@ -159,9 +159,8 @@ class Implementation:
                 raise RefusedError("the log-sum-exp is not connected to q and k: it has no gradient")
             results, backwards = [*results, raw_lse], [do, dlse]
         if between is not None:
-            others = [
-                x.detach().requires_grad_(leaf.requires_grad) for x, leaf in zip(between.three, leaves, strict=True)
-            ]
+            values = zip((between.q, between.k, between.v), leaves, strict=True)
+            others = [x.detach().requires_grad_(leaf.requires_grad) for x, leaf in values]
             self.forward(*self._otherwise(case, between), others)
         asked = {n: leaf for n, leaf in zip(given, leaves, strict=True) if leaf.requires_grad}
         if not out.requires_grad:
@@ -173,7 +172,7 @@ class Implementation:
         """Another scale, and no mask where there was one, a causal one where there was none; as far as it has these."""
         scaled = case.with_(scale=1.25 * case.softmax_scale)
         other = scaled if self.lacks(scaled) is None else case
-        mask = Mask(causal=not case.mask.kinds(), alignment="top-left" if self.signature == "sdpa" else "bottom-right")
+        mask = Mask(causal=not case.mask.kinds(), alignment=self.alignment)
         masked = other.with_(mask=MaskRecipe(causal=mask.causal, alignment=mask.alignment))
         return (masked, replace(inputs, mask=mask)) if self.lacks(masked) is None else (other, inputs)
 

@@ -30,11 +30,6 @@ class Inputs:
     do: Tensor
     mask: Mask
 
-    @property
-    def three(self) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v."""
-        return self.q, self.k, self.v
-
     def to(self, device: torch.device) -> Inputs:
         """The same on a device; layouts are kept."""
         if self.q.device.type == device.type:

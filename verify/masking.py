@@ -26,17 +26,7 @@ def drawn_mask(case: Case) -> Mask:
     alike = ((B, 1, 1, N), (H, 1, N))  # for all queries: padding as a bias, ALiBi by the key's place
     shape = draws.choice((*each, *alike))
     if recipe.boolean is not None:
-        seen = torch.from_numpy(Draws(case.seed, "boolean").uniform(*shape) < 0.7)
-        if recipe.boolean == "empty-rows":
-            seen &= torch.from_numpy(Draws(case.seed, "rows").uniform(*shape[:-1], 1) < 0.7)
-        elif recipe.boolean == "first-tile":
-            tiles = [n for n in (32, 64, 128, 256) if n < N]
-            seen[..., : Draws(case.seed, "tile").choice(tiles or [max(0, N - 1)])] = False
-        elif recipe.boolean == "documents":
-            seen = _documents(case, shape)
-        elif recipe.boolean == "band":
-            seen = _band(case, shape)
-        allowed = seen
+        allowed = _boolean(case, shape)
     if recipe.bias is not None:
         values = Draws(case.seed, "bias").normal(*shape)
         if recipe.bias == "alibi":
@@ -51,6 +41,22 @@ def drawn_mask(case: Case) -> Mask:
         causal=recipe.causal, window=recipe.window or (None, None), alignment=recipe.alignment,
         allowed=allowed, bias=bias, key_lengths=lengths,
     )  # fmt: skip
+
+
+def _boolean(case: Case, shape: tuple[int, ...]) -> Tensor:
+    """A drawn mask of the kind that the case names."""
+    kind = case.mask.boolean
+    if kind == "documents":
+        return _documents(case, shape)
+    if kind == "band":
+        return _band(case, shape)
+    seen = torch.from_numpy(Draws(case.seed, "boolean").uniform(*shape) < 0.7)
+    if kind == "empty-rows":
+        seen &= torch.from_numpy(Draws(case.seed, "rows").uniform(*shape[:-1], 1) < 0.7)
+    elif kind == "first-tile":
+        tiles = [n for n in (32, 64, 128, 256) if n < case.N]
+        seen[..., : Draws(case.seed, "tile").choice(tiles or [max(0, case.N - 1)])] = False
+    return seen
 
 
 def _documents(case: Case, shape: tuple[int, ...]) -> Tensor:

@@ -105,7 +105,7 @@ def _dtype(implementation: Implementation, device: str, name: str) -> Fact:
 
 
 def _alignment(implementation: Implementation, device: str) -> Fact:
-    case = _case(mask=MaskRecipe(causal=True, alignment=implementation.alignment))  # type: ignore[arg-type]
+    case = _case(mask=MaskRecipe(causal=True, alignment=implementation.alignment))
 
     def measure() -> str:
         seen = (_run(implementation, device, case, *_reading(case)).out[0, 0, 0, : case.N] != 0).sum().item()

@@ -5,10 +5,12 @@ Order matters: the first element of every choice is what a failing case shrinks 
 
 from __future__ import annotations
 
+from typing import get_args
+
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from .case import Case, DType, MaskRecipe
+from .case import Bias, BooleanMask, Case, DType, Layout, MaskRecipe
 from .regimes import REGIMES
 from .shapes import lengths_up_to
 from .survey import SCALES, WINDOWS
@@ -26,8 +28,8 @@ def masks(draw: DrawFn) -> MaskRecipe:
         causal=draw(st.booleans()),
         window=draw(st.one_of(st.none(), st.sampled_from(WINDOWS), st.tuples(*[st.none() | st.integers(0, 40)] * 2))),
         alignment=draw(st.sampled_from(("top-left", "bottom-right"))),
-        boolean=draw(st.sampled_from((None, "random", "empty-rows", "first-tile", "documents", "band"))),
-        bias=draw(st.sampled_from((None, "random", "hidden", "alibi"))),
+        boolean=draw(st.sampled_from((None, *get_args(BooleanMask)))),
+        bias=draw(st.sampled_from((None, *get_args(Bias)))),
         key_lengths=draw(st.booleans()),
     )
 
@@ -57,5 +59,5 @@ def cases(
         seed=draw(st.integers(0, 2**31 - 1)),
         scale=draw(st.sampled_from(tuple(dict.fromkeys(SCALES)))),
         mask=draw(masks()),
-        layout=draw(st.sampled_from(("contiguous", "bshd", "packed", "gaps", "columns", "mixed", "expanded"))),
+        layout=draw(st.sampled_from(get_args(Layout))),
     )  # fmt: skip

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ def in_common(failed: Sequence[Row], asked: Sequence[Row]) -> str:
 
     Only surveyed cases count: those of a hunt are alike because they were sought.
     """
-    surveyed = [(r, case) for r in asked if r.phase == "survey" and (case := _case_of(r))]
+    surveyed = [(r, case) for r in asked if r.phase == "survey" and (case := _case_of(r.case_json or "null"))]
     wrong = {r.case_id for r in failed}
     hit = np.array([r.case_id in wrong for r, _ in surveyed], dtype=bool)
     if hit.sum() < _FEWEST or hit.all():
@@ -102,10 +103,11 @@ def _log_likelihood_ratio(
     return np.where(higher, ratio, -np.inf)
 
 
-def _case_of(row: Row) -> Case | None:
+@lru_cache(maxsize=1 << 16)  # every check that failed asks
+def _case_of(text: str) -> Case | None:
     """None where the record has none, or none that this version knows."""
     try:
-        return case_of(json.loads(row.case_json or "null"))
+        return case_of(json.loads(text))
     except (UsageError, ValueError):
         return None
 

@@ -116,8 +116,11 @@ def _accuracy(
     asked = [c for name in names for c in _of(judgement, name)]
     failed, waived = ([c for c in asked if c.status == status] for status in ("fail", "waived"))
     cells = [c for c in judgement.cells if c.tensor != "lse" and c.ratio]
-    one_each = list({(c.name, c.status): c for c in reversed((*failed, *waived))}.values())[::-1]  # its first tensor
-    said = [f"{c.name} {_VERBS[c.status]} for {c.tensor or 'the call'}: {c.detail}" for c in one_each[:3]]
+    first: dict[tuple[str, str], Check] = {}  # of each check its first tensor
+    for c in (*failed, *waived):
+        first.setdefault((c.name, c.status), c)
+    told = list(first.values())[:3]
+    said = [f"{c.name} {_VERBS[c.status]} for {c.tensor or 'the call'}: {c.detail}" for c in told]
     parts = ["; ".join(said) or _within(max(c.n for c in bounds), judgement.counts.survey)]
     if cells:
         best, worst = min(cells, key=lambda c: c.ratio or 0), max(cells, key=lambda c: c.ratio or 0)
