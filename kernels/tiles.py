@@ -13,6 +13,9 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)  # log2(e); times fp32(ln 2) it is exactly 1 in fp32
 
+#: a finite bias, which hides nothing, must not become -inf in base 2: bf16's lowest number would
+LOWEST = tl.constexpr(-2.3e38)
+
 #: an extent of a window that hides nothing
 UNBOUNDED = 2**30
 
@@ -146,7 +149,9 @@ def masked_logits(qk, mask, s, start_m, start_n, i, j, M, N, diagonal, left, rig
     f = s * LOG2E
     if MASK_KIND == 2:
         pointers = mask + i.to(tl.int64) * stride_mm + j.to(tl.int64) * stride_mn
-        qk = qk * f + tl.load(pointers, mask=(i < M) & (j < N), other=0.0).to(tl.float32) * LOG2E
+        bias = tl.load(pointers, mask=(i < M) & (j < N), other=0.0).to(tl.float32)
+        bias = tl.where(bias == float("-inf"), bias, tl.maximum(bias, LOWEST))
+        qk = qk * f + bias * LOG2E
         f = 1.0
     edge = start_n + BLOCK_N > N
     if BAND:

@@ -9,6 +9,7 @@ from .arrangements import HUGE32, TINY32, U32, Precision
 from .blocks import Block
 from .setting import Setting, or_inf
 
+_LOG2E = 1.4426950408889634
 _EXP_MAX = 400.0  # e^400 times anything in fp32 range is finite in float64, and vacuous
 
 
@@ -109,5 +110,6 @@ def output_error(b: Block, w: Weights, c: Setting) -> tuple[Tensor, Tensor]:
     size = b.lse.abs() + b.m.abs() + l.log().abs()
     lse_error = shift + U32 * (12 if a.split else 6) * size + 4 * TINY32
     lse_error = lse_error + 2.0**-21  # the logarithm itself, in hardware and in base 2
-    lse_error = torch.where(torch.isinf(w.error).any(-1, keepdim=True), torch.inf, lse_error)
+    lost = torch.isinf(w.error).any(-1, keepdim=True) | (b.lse.abs() * _LOG2E >= HUGE32)  # kept in base 2, say
+    lse_error = torch.where(lost, torch.inf, lse_error)
     return or_inf(error), or_inf(lse_error)

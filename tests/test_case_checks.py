@@ -15,6 +15,7 @@ from flashproof.verify import budgets, guards
 from flashproof.verify.case import Layout, MaskRecipe
 from flashproof.verify.evaluate import evaluate
 from flashproof.verify.implementation import recognise
+from flashproof.verify.inputs import build
 from flashproof.verify.judge import judge
 from flashproof.verify.storage import storage_of
 from flashproof.verify.storing import stores_scores
@@ -48,6 +49,22 @@ def test_finite_rejects_nan():
         return o, lse
 
     assert ("finite", "out") in failed_checks(planted(nan))
+
+
+@pytest.mark.parametrize(("dtype", "found"), [("bf16", {("finite", "out")}), ("fp16", set())])
+def test_finite_rejects_rows_of_lowest_biases_that_become_nan(dtype, found):
+    """In base 2 the lowest number of bf16 is -inf in fp32, and a row of it is -inf less -inf; fp16's is far from it."""
+
+    def in_base_2(query, key, value, attn_mask=None, scale=None):
+        s = query.float() @ key.float().mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+        s = s * math.log2(math.e) + attn_mask.float() * math.log2(math.e)
+        p = torch.exp2(s - s.amax(-1, keepdim=True))
+        return ((p / p.sum(-1, keepdim=True)) @ value.float()).to(query.dtype)
+
+    case = CASE.with_(HK=CASE.H, M=44, dtype=dtype, mask=MaskRecipe(bias="lowest"), backward=False)
+    assert (build(case).mask.bias != 0).all(-1).any(), "some row is of nothing else"
+    assert failed_checks(in_base_2, case) == found
+    assert not failed_checks(sound, case.with_(backward=True))
 
 
 def test_finite_rejects_an_all_nan_result():

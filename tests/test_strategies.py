@@ -13,6 +13,7 @@ import torch
 from flashproof.reports.record import Row
 from flashproof.verify.case import Case, Layout, MaskRecipe, parse_case
 from flashproof.verify.draws import Draws
+from flashproof.verify.guards import checksums, inputs_unchanged
 from flashproof.verify.implementation import recognise
 from flashproof.verify.inputs import build
 from flashproof.verify.loading import load
@@ -23,7 +24,7 @@ from flashproof.verify.regimes import REGIMES
 from flashproof.verify.run import not_covered
 from flashproof.verify.shapes import ROUND
 from flashproof.verify.shrink import shrink
-from flashproof.verify.storage import storage_of
+from flashproof.verify.storage import far_axes, is_wide, mapped, storage_of
 from flashproof.verify.strategies import cases
 from flashproof.verify.survey import mask_templates, plain_sample, survey
 from hypothesis import HealthCheck, find, given, settings
@@ -115,7 +116,7 @@ def test_masks_lie_in_memory_as_the_layout_says(layout, sizes):
             heads = x.dim() > 2 and x.shape[:-2].numel() > 1
             expected = {
                 "bshd": alike or not heads, "packed": False, "gaps": False, "columns": alike,
-                "expanded": was.shape == (3, 2, base.M, base.N),
+                "expanded": was.shape == (3, 2, base.M, base.N), "far": not far_axes(x.shape),
             }  # fmt: skip
             assert x.is_contiguous() == expected.get(layout, True)
             if layout == "expanded" and was.shape != x.shape:
@@ -183,6 +184,57 @@ def test_bands_are_causal_windows():
         tile = seen[64:128, :64]
         first_whole += bool(tile[0].all() and not tile.all())
     assert first_whole > 10
+
+
+def test_lowest_biases_are_causal_with_padding_on_the_left():
+    """Some queries see nothing but the dtype's lowest number; no element is infinite."""
+    paddings, alone = Counter(), 0
+    for seed in range(60):
+        case = BASE.with_(B=2, M=130, N=140, seed=seed, dtype="bf16", mask=MaskRecipe(bias="lowest"))
+        inputs = build(case)
+        bias = inputs.mask.bias
+        assert set(bias.unique().tolist()) == {0.0, torch.finfo(torch.bfloat16).min}
+        seen = (bias == 0).expand(2, 2, *bias.shape[-2:])[1, 1]
+        assert seen[-1, -1], "the last query sees the last key"
+        padding = int(seen[-1].nonzero()[0])
+        keys, queries = torch.arange(140), torch.arange(130)[:, None]
+        causal = keys <= queries + 10 if len(seen) > 1 else keys >= 0
+        assert torch.equal(seen, (causal & (keys >= padding)).expand(seen.shape))
+        paddings[padding] += 1
+        alone += not seen.any(-1).all()
+    assert set(paddings) == {0, 1, 140 // 3, 32, 64, 128} and alone > 20
+
+
+def test_one_tensor_of_a_far_case_needs_offsets_of_more_than_31_bits():
+    """Along each of its short axes; a step alone fits into 31 bits where the axis is not of two."""
+    found = Counter()
+    for seed in range(80):
+        x = build(BASE.with_(B=3, H=4, HK=4, seed=seed, layout="far"))
+        last = {n: [(size - 1) * step for size, step in zip(t.shape, t.stride(), strict=True)]
+                for n in ("q", "k", "v", "do") if (t := getattr(x, n)).numel()}  # fmt: skip
+        (name,) = [n for n, offsets in last.items() if max(offsets) >= 2**31]
+        axis = max(range(4), key=last[name].__getitem__)
+        assert getattr(x, name).stride(axis) < 2**31
+        found[name, axis] += 1
+        others = [n for n in last if n != name]
+        assert all(getattr(x, n).is_contiguous() for n in others)
+    assert len(found) == 12, "each of four along batch, heads and rows"
+    assert build(BASE.with_(B=1, H=1, HK=1, M=1, N=1, layout="far")).q.is_contiguous(), "no axis to be far along"
+    two = build(BASE.with_(B=2, H=1, HK=1, M=1, N=1, layout="far"))
+    assert max(t.stride(0) for t in (two.q, two.k, two.v, two.do)) == 2**31
+
+
+def test_a_far_tensor_is_copied_compared_and_put_back_by_its_elements():
+    x = build(BASE.with_(layout="far", seed=1))
+    (wide,) = [t for t in (x.q, x.k, x.v, x.do) if is_wide(t)]
+    copy = mapped(wide, torch.clone)
+    assert copy.stride() == wide.stride() and copy.data_ptr() != wide.data_ptr() and torch.equal(copy, wide)
+    before = checksums(x)
+    assert inputs_unchanged(before, x).passed
+    was = wide[-1, -1, -1, -1].clone()
+    wide[-1, -1, -1, -1] = was + 1
+    check = inputs_unchanged(before, x)
+    assert not check.passed and wide[-1, -1, -1, -1] == was
 
 
 def test_mixed_layouts_differ_in_the_stride_of_the_head_dimension():
@@ -256,6 +308,7 @@ def test_survey_covers_what_it_promises(quick):
         lambda c: c.scale == 0.0,
         lambda c: c.scale is not None and c.scale < 0,
         lambda c: c.B > 1,
+        lambda c: c.mask.bias == "lowest",
         lambda c: c.D not in (16, 32, 64, 128),
     ):
         assert any(promise(c) for c in quick)
@@ -325,6 +378,8 @@ def test_survey_only_asks_what_a_signature_offers():
         lambda c: c.H // c.HK == 3,
         lambda c: c.layout == "gaps",
         lambda c: c.layout == "mixed",
+        lambda c: c.layout == "far",
+        lambda c: c.mask.bias == "lowest",
     ],
 )
 def test_corners_can_be_drawn_and_shrink(corner):

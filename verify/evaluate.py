@@ -29,10 +29,11 @@ from .outputs import LayoutRefusedError, Outputs, RefusedError, WrongResultError
 from .refusals import is_plain
 from .regimes import REGIMES
 from .related import Again, inference, invariances
-from .storage import placed_like, storage_of
+from .storage import mapped
 from .storing import stores_scores
 
 _HERE = str(Path(__file__).parent)
+_TOO_FAR = "no memory for the layout `far`"
 _SMALL = 2**24  # multiplications of one matrix product
 
 
@@ -76,6 +77,9 @@ def evaluate(
     except Exception:
         if broken_context() is None:
             raise
+    finally:
+        if case.layout == "far" and device != "cpu":
+            torch.cuda.empty_cache()  # gigabytes, for which other processes wait
     if (why := broken_context()) is None:
         assert result is not None
         return result
@@ -94,8 +98,13 @@ def _evaluated(
     if lacking is not None:
         return without_result(case, phase, "unsupported", f"has no option for {lacking}", time.perf_counter() - start)
     # a process's first call is one of those that are judged: how scores are stored is found out after it
-    host = inputs_for(case, implementation, "cpu")
-    inputs = host.to(torch.device(device))
+    try:
+        host = inputs_for(case, implementation, "cpu")
+        inputs = host.to(torch.device(device))
+    except RuntimeError as e:
+        if case.layout != "far":
+            raise
+        return without_result(case, phase, "unsupported", f"{_TOO_FAR}: {describe(e)}", time.perf_counter() - start)
     outcome = attempt(case, inputs, implementation, phase, start)
     refused: tuple[Row, ...] = ()
     if isinstance(outcome, Result) and outcome.status == "unsupported" and case.backward:
@@ -138,6 +147,9 @@ def attempt(case: Case, inputs: Inputs, implementation: Implementation, phase: s
         return without_result(case, phase, status, message, time.perf_counter() - start)
     except WrongResultError as e:
         return without_result(case, phase, "wrong-result", str(e), time.perf_counter() - start)
+    except torch.OutOfMemoryError as e:
+        status, message = ("unsupported", f"{_TOO_FAR}: ") if case.layout == "far" else ("raised", "")
+        return without_result(case, phase, status, message + describe(e), time.perf_counter() - start)
     except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)
         return without_result(case, phase, "raised", describe(e) + _where(e), time.perf_counter() - start)
     finally:
@@ -171,7 +183,7 @@ def _takes(implementation: Implementation, case: Case, inputs: Inputs) -> bool:
 
 def _zeros(x: Tensor) -> Tensor:
     """In the same layout."""
-    return placed_like(x, torch.zeros_like(storage_of(x)))
+    return mapped(x, torch.zeros_like)
 
 
 def judged(
@@ -190,7 +202,7 @@ def judged(
         checks += tensor_checks
         if statistical and REGIMES[case.regime].independent:
             checks += single.checks(row, value, errors, known)
-    if thorough:
+    if thorough and case.layout != "far":  # which is about addresses alone, and takes gigabytes of a GPU
         wrong = {c.tensor for c in checks if not c.passed}
         right = {n: x for n, x in copies.items() if not wrong & {n, "out"}}  # what is wrong already need not be twice
         checks += guards.repeated(

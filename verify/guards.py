@@ -22,7 +22,7 @@ from .errors import same_bits
 from .implementation import Implementation
 from .inputs import Inputs
 from .outputs import CompilerGaveUpError, Outputs, RefusedError, describe
-from .storage import storage_of
+from .storage import bits_of, is_wide, storage_of
 
 _CONFLICTS = Tracked(uninitialised=False, outside=False, unwritten=False, descriptors=False)
 #: torch's switches for poisoned allocations; the module replaces itself at import, which type checkers cannot follow
@@ -66,7 +66,7 @@ class _Filling(Listener):
 
     def heard(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
-        if name_of(func) in ALLOCATIONS and out.untyped_storage().nbytes():
+        if name_of(func) in ALLOCATIONS and out.untyped_storage().nbytes() and not is_wide(out):
             held = storage_of(out, torch.uint8)
             held.copy_(_CANARY.to(out.device).repeat(-(-len(held) // len(_CANARY)))[: len(held)])
         return out
@@ -84,13 +84,13 @@ def _readable(inputs: Inputs) -> dict[str, Tensor]:
 
 
 def checksums(inputs: Inputs) -> dict[str, Tensor]:
-    """A copy of every storage that the kernel may read, gaps included."""
-    return {name: storage_of(x, torch.uint8).clone() for name, x in _readable(inputs).items()}
+    """A copy of every storage that the kernel may read, gaps included (`storage.bits_of`)."""
+    return {name: bits_of(x).clone() for name, x in _readable(inputs).items()}
 
 
 def inputs_unchanged(before: dict[str, Tensor], inputs: Inputs) -> Check:
     """Whether the kernel left alone what it may only read; what it changed is put back."""
-    now = {name: storage_of(x, torch.uint8) for name, x in _readable(inputs).items()}
+    now = {name: bits_of(x) for name, x in _readable(inputs).items()}
     differ = [(before[name] != x).any() for name, x in now.items()]  # asked for at once: a GPU is waited for once
     changed = [name for name, flag in zip(now, torch.stack(differ).tolist(), strict=True) if flag]
     for name in changed:

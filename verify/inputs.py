@@ -15,7 +15,7 @@ from .masking import DTYPES as DTYPES
 from .masking import drawn_mask, placed_mask
 from .problems import UsageError
 from .regimes import REGIMES
-from .storage import placed_like, storage_of
+from .storage import far, far_axes, mapped
 
 _POISON = float("nan")  # what lies between and beside the elements that a kernel may read
 
@@ -54,7 +54,7 @@ class Inputs:
 
 
 def _moved(x: Tensor, device: torch.device) -> Tensor:
-    return placed_like(x, storage_of(x).to(device))
+    return mapped(x, lambda values: values.to(device))
 
 
 def build(case: Case) -> Inputs:
@@ -82,6 +82,8 @@ def arranged(case: Case, q: Tensor, k: Tensor, v: Tensor, do: Tensor, mask: Mask
     if case.layout == "packed":
         q, k, v = _packed(q, k, v)
         return Inputs(q, k, v, _place(do, "bshd"), mask)
+    if case.layout == "far":
+        return Inputs(*_one_far(case, [q, k, v, do]), mask)
     layouts = [case.layout] * 4
     if case.layout == "mixed":  # as where keys are cached transposed and values are not
         layouts = Draws(case.seed, "mixed").shuffled(["columns", "bshd", "contiguous", "contiguous"])
@@ -110,6 +112,15 @@ def _place(x: Tensor, layout: str, spread: int = 0) -> Tensor:
         view.copy_(x)
         return view
     return x.contiguous()
+
+
+def _one_far(case: Case, tensors: list[Tensor]) -> list[Tensor]:
+    """One of the tensors made `far` along one of its axes, both drawn; the others are contiguous."""
+    possible = [(i, axes) for i, x in enumerate(tensors) if x.numel() and (axes := far_axes(x.shape))]
+    if possible:
+        i, axes = Draws(case.seed, "far").choice(possible)
+        tensors[i] = far(tensors[i], Draws(case.seed, "far axis").choice(axes))
+    return tensors
 
 
 def _packed(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

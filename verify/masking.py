@@ -8,11 +8,13 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..reference.masks import Mask
 from .case import Case, MaskRecipe
 from .draws import Draws
+from .storage import far, far_axes
 
 DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -34,6 +36,8 @@ def drawn_mask(case: Case) -> Mask:
             values = np.broadcast_to(-0.125 * distance, shape).copy()
         elif recipe.bias == "hidden":
             values[Draws(case.seed, "hidden").uniform(*shape) < 0.3] = -np.inf
+        elif recipe.bias == "lowest":
+            values = np.where(_padded_left(case, shape), 0.0, torch.finfo(DTYPES[case.dtype]).min)
         bias = torch.from_numpy(values.astype(np.float32)).to(DTYPES[case.dtype])
     if recipe.key_lengths:
         lengths = torch.from_numpy(Draws(case.seed, "lengths").integers(0, N + 1, B))
@@ -80,6 +84,16 @@ def _band(case: Case, shape: tuple[int, ...]) -> Tensor:
     return seen.expand(*outer, rows, columns).clone()
 
 
+def _padded_left(case: Case, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Causal from the last query and the last key on, without some number of first keys; all that is drawn."""
+    *outer, rows, columns = shape
+    lengths = np.array([n for n in (0, 1, columns // 3, 32, 64, 128, 256) if n < max(columns, 1)])
+    padding = lengths[Draws(case.seed, "padding").integers(0, len(lengths), *outer, 1, 1)]
+    key = np.arange(columns)
+    seen = key <= np.arange(rows)[:, None] + columns - rows if rows > 1 else np.ones((rows, columns), dtype=bool)
+    return np.asarray(seen & (key >= padding))
+
+
 @lru_cache(maxsize=1 << 16)
 def has_empty_rows(case: Case) -> bool:
     """Whether some query sees no key."""
@@ -104,6 +118,8 @@ def _placed(case: Case, x: Tensor) -> Tensor:
         return x.movedim(-2, 0).contiguous().movedim(0, -2)
     if case.layout == "columns":  # the keys stride
         return x.mT.contiguous().mT
+    if case.layout == "far" and x.numel() and (axes := far_axes(x.shape)):
+        return far(x, Draws(case.seed, "far mask").choice(axes))
     if case.layout == "expanded":  # one mask for all heads, and for all batch elements: stride 0
         return x.expand(case.B, case.H, case.M, case.N)
     if case.layout in ("packed", "gaps"):  # a part of a longer mask, made once; or every stride padded, an odd offset

@@ -19,7 +19,7 @@ from .case import Case
 from .evaluate import inputs_for
 from .expected import reference
 from .implementation import Implementation
-from .storage import storage_of
+from .storage import is_wide, storage_of
 
 
 def script_of(
@@ -49,7 +49,10 @@ def script_of(
 
 
 def _literal(x: Tensor) -> str:
-    """Code that rebuilds a tensor with its storage (gaps included), strides and offset."""
+    """Code that rebuilds a tensor with its storage (gaps included), strides and offset; of a wide one its elements."""
+    if is_wide(x):
+        empty = f"torch.empty_strided({tuple(x.shape)}, {x.stride()}, dtype={x.dtype}, device=DEVICE)"
+        return f"{empty}.copy_({_literal(x.contiguous())})"
     storage = storage_of(x, torch.uint8).numpy().tobytes()
     text = base64.b85encode(zlib.compress(storage, 9)).decode()
     dtype = str(x.dtype)

@@ -20,7 +20,7 @@ from .shapes import ROUND, shape_of
 
 T = TypeVar("T")
 
-LAYOUTS = ("contiguous", "contiguous", "contiguous", "bshd", "packed", "gaps", "columns", "mixed", "expanded")
+LAYOUTS = ("contiguous", "contiguous", "contiguous", "bshd", "packed", "gaps", "columns", "mixed", "expanded", "far")
 #: None stands for 1/sqrt(D)
 SCALES = (None, None, None, None, None, 0.125, 1.0, 0.25, 0.0, -0.2, 0.3, 0.07, 1.7)
 #: masks that hide whole tiles, or parts of those that their first query sees whole
@@ -46,6 +46,7 @@ def mask_templates() -> tuple[MaskRecipe, ...]:
         MaskRecipe(bias="random"),
         MaskRecipe(bias="hidden"),
         MaskRecipe(bias="alibi"),
+        MaskRecipe(bias="lowest"),
         MaskRecipe(key_lengths=True),
     ]
     combined = [

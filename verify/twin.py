@@ -14,7 +14,7 @@ from torch import Tensor
 from ..reference.masks import Mask
 from .case import Case
 from .inputs import Inputs
-from .storage import placed_like, storage_of
+from .storage import mapped
 
 View = Callable[[Tensor], Tensor]
 GRADIENTS = ("dq", "dk", "dv")
@@ -53,7 +53,7 @@ def times(x: Tensor, factor: float) -> Tensor | None:
 
     None where that is not exact, and where it comes so near the largest number that sums of it may overflow.
     """
-    out = placed_like(x, storage_of(x) * factor)
+    out = mapped(x, lambda values: values * factor)
     exact = torch.equal(out.double(), x.double() * factor)
     exact = exact and bool((out.abs() <= torch.finfo(x.dtype).max / _ROOM).all())
     return out if exact else None
@@ -61,7 +61,7 @@ def times(x: Tensor, factor: float) -> Tensor | None:
 
 def with_values(x: Tensor, change: View) -> Tensor:
     """The changed values in a storage of their own with the same strides and gaps."""
-    return placed_like(x, storage_of(x).clone()).copy_(change(x))
+    return mapped(x, torch.clone).copy_(change(x))
 
 
 def with_masks(mask: Mask, change: Callable[[Tensor | None], Tensor | None]) -> Mask:

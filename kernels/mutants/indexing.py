@@ -5,6 +5,9 @@ from __future__ import annotations
 from .source import ATTENTION, BACKWARD, FORWARD, OUTPUTS, TILES, Edit, Mutant
 
 _ROWS = "offsets = offs_row[:, None].to(tl.int64) * stride_row"
+_BIAS = """\
+        pointers = mask + i.to(tl.int64) * stride_mm + j.to(tl.int64) * stride_mn
+        bias"""
 _COLUMNS = "offs_d[None, :].to(tl.int64) * stride_d"
 _FORWARD_STRIDES = "*q.stride(), *k.stride(), *v.stride(), *mask_strides, *o.stride(), *lse.stride(),"
 
@@ -37,9 +40,17 @@ STRIDES = (
            "Every batch element takes the first one's keys.", OUTPUTS,
            (Edit(FORWARD, "k += b * stride_kb + hk * stride_kh", "k += hk * stride_kh"),), "B > 1"),
     Mutant("offsets-wrap", "FlashAttention #1500, #2260, fla #1080",
-           "Offsets of rows wrap at 4096 elements, as those of larger tensors do at 2^31.", OUTPUTS,
-           (Edit(TILES, _ROWS, f"{_ROWS} % 4096"),),
-           "a row offset of 4096 or more: about 128 rows of 32"),
+           "Offsets of rows have 32 bits, and are negative from 2^31 elements on.",
+           (),  # the call ends there
+           (Edit(TILES, _ROWS, _ROWS.replace(".to(tl.int64)", "")),), "layout `far`, along the rows of an operand"),
+    Mutant("head-offsets-wrap", "FlashAttention #2611",
+           "In the forward pass offsets of heads and batch elements have 32 bits.", (),
+           tuple(Edit(FORWARD, f"{x} = tl.program_id({n}).to(tl.int64)", f"{x} = tl.program_id({n})")
+                 for n, x in ((1, "h"), (2, "b"))),
+           "layout `far`, along the heads or the batch of Q, K or V"),
+    Mutant("mask-offsets-wrap", "own: a mask of 46341 x 46341 has 2^31 elements",
+           "Offsets of the bias have 32 bits.", (),
+           (Edit(TILES, _BIAS, _BIAS.replace(".to(tl.int64)", "")),), "layout `far`, along the rows of a bias"),
     Mutant("padded-columns-read", "pytorch #174114",
            "Columns past the head dimension are read: the next row's, or memory beside the tensor.",
            (),  # where the last row's lie beside the tensor, the call ends there

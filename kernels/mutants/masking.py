@@ -126,7 +126,7 @@ CALLERS = (
            (Edit(ATTENTION, _COMMON, _COMMON + '    common["MASK_KIND"] &= 1\n'),), "an additive bias"),
     Mutant("bias-in-the-wrong-base", "own: logits in base 2, the bias in base e",
            "The bias is added without log2(e).", OUTPUTS,
-           (Edit(TILES, BIAS, "other=0.0).to(tl.float32)"),), "an additive bias"),
+           (Edit(TILES, BIAS, "qk = qk * f + bias"),), "an additive bias"),
     Mutant("mask-of-batch-0", "own: a mask's batch stride that is never applied",
            "The mask's batch stride is not applied.", OUTPUTS,
            (Edit(FORWARD, "mask += b * stride_mb + h * stride_mh", "mask += h * stride_mh"),), "a mask per batch"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # tiles.py
 HIDDEN = 'qk = tl.where(visible, qk, float("-inf"))'
-BIAS = "other=0.0).to(tl.float32) * LOG2E"
+BIAS = "qk = qk * f + bias * LOG2E"
 LOG2E = "1.4426950408889634)"
 
 # forward.py: the loop over keys, then what follows it

@@ -64,9 +64,8 @@ SCORES = (
            subtle=True),
     Mutant("bias-in-half", "own: a product in the mask's dtype",
            "The bias times log2(e) is rounded to the bias's dtype.", OUTPUTS,
-           (Edit(TILES, BIAS,
-                 "other=0.0).to(tl.float32) * LOG2E).to(mask.dtype.element_ty).to(tl.float32)"),
-            Edit(TILES, "qk = qk * f + tl.load(", "qk = qk * f + (tl.load(")), "an additive bias", subtle=True),
+           (Edit(TILES, BIAS, "qk = qk * f + (bias * LOG2E).to(mask.dtype.element_ty).to(tl.float32)"),),
+           "an additive bias", subtle=True),
 )  # fmt: skip
 
 WEIGHTS = (

@@ -29,7 +29,7 @@ _ATOMICS: dict[str, Any] = {
     "add": np.add, "max": np.maximum, "min": np.minimum, "umax": np.maximum, "umin": np.minimum,
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
 }  # fmt: skip
-_REGION_BITS = 44  # 16 TiB a region
+_REGION_BITS = 44  # 16 TiB a region, whose storage begins in the middle: what is before it belongs to it too
 _TAG = 1 << 60  # no address of a process is that high
 
 
@@ -72,6 +72,11 @@ class Watch(Protocol):
         """Atomically."""
 
 
+def _base(i: int) -> int:
+    """The address of the first byte of storage i, as kernels see it."""
+    return _TAG | i << _REGION_BITS | 1 << (_REGION_BITS - 1)
+
+
 class Memory:
     """Byte-addressed view of the tensors that one launch was given.
 
@@ -94,7 +99,7 @@ class Memory:
         self._by_tensor: dict[int, Region] = {}
         for name, tensor in tensors:
             if id(tensor) not in self._by_tensor:
-                self._by_tensor[id(tensor)] = self._add(name, tensor, _TAG | len(self._regions) << _REGION_BITS)
+                self._by_tensor[id(tensor)] = self._add(name, tensor, _base(len(self._regions)))
 
     def _add(self, name: str, tensor: torch.Tensor, base: int) -> Region:
         region = Region(name, tensor, base, storage_bytes(tensor))
@@ -153,14 +158,12 @@ class Memory:
             if region is not None and region.base <= a and a + dtype.itemsize <= region.base + region.bytes.size:
                 continue
             program = self._program(i, address, lanes)
-            if region is None:  # just before a region belongs to the one that it follows
-                region = self._region(a + (1 << (_REGION_BITS - 1)))
             if region is None:
                 raise OutOfBoundsError(f"out-of-bounds {verb}: address {a:#x} is in no tensor, {program}", at)
             offset, size = a - region.base, region.bytes.size
             beyond = (
-                f"{offset + dtype.itemsize - size} bytes past the end" if 0 <= offset < 1 << (_REGION_BITS - 1)
-                else f"{(-offset) % (1 << _REGION_BITS)} bytes before the start"
+                f"{offset + dtype.itemsize - size} bytes past the end" if offset >= 0
+                else f"{-offset} bytes before the start"
             )  # fmt: skip
             raise OutOfBoundsError(
                 f"out-of-bounds {verb}: {region.index(offset)}, {beyond} of its storage of {size} bytes, {program}", at
