@@ -83,7 +83,8 @@ def arranged(case: Case, q: Tensor, k: Tensor, v: Tensor, do: Tensor, mask: Mask
         q, k, v = _packed(q, k, v)
         return Inputs(q, k, v, _place(do, "bshd"), mask)
     if case.layout == "far":
-        return Inputs(*_one_far(case, [q, k, v, do]), mask)
+        q, k, v, do = _one_far(case, [q, k, v, do])
+        return Inputs(q, k, v, do, mask)
     layouts = [case.layout] * 4
     if case.layout == "mixed":  # as where keys are cached transposed and values are not
         layouts = Draws(case.seed, "mixed").shuffled(["columns", "bshd", "contiguous", "contiguous"])
