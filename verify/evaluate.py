@@ -77,10 +77,9 @@ def evaluate(
     except Exception:
         if broken_context() is None:
             raise
-    finally:
+    if (why := broken_context()) is None:
         if case.layout == "far" and device != "cpu":
             torch.cuda.empty_cache()  # gigabytes, for which other processes wait
-    if (why := broken_context()) is None:
         assert result is not None
         return result
     message = f"it broke the CUDA context: {why}"

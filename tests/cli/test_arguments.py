@@ -21,6 +21,11 @@ from .running import CASE, FAIL, PASS, assert_refused, assert_tidy, flashproof
         (("verify", "flash", "--cases", "0"), "Invalid value for '--cases'"),
         (("verify", "flash", "--examples", "-1"), "Invalid value for '--examples'"),
         (("verify", "flash", "--sed", "1"), click.NoSuchOption("--sed").format_message().rstrip(".")),
+        (
+            ("verify", "flash", "--case-limit", "nan"),
+            "'--case-limit': nan is not a number of seconds",
+        ),
+        (("verify", "flash", "--out", ""), "Invalid value for '--out': the path is empty"),
         (("verify", "flash", "--profile", "slow"), "'slow' is not one of 'quick', 'ci', 'deep'"),
     ],
 )

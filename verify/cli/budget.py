@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..problems import UsageError
+from .folder import Place
 from .gate import budgets_option
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ..budgets import Allowance, Budgets
     from ..waivers import Waiver
 
-_folder = click.Path(path_type=Path)
+_folder = Place()
 _SECTIONS_OF_LISTS = ("exception", "waiver")
 
 
@@ -45,7 +46,7 @@ def show(budgets_file: Path | None) -> None:
 @click.option("--implementation", default="*", show_default=True, help="Whom it is for: a name or a pattern.")
 @click.option("--cases", type=click.IntRange(40), default=400, show_default=True, help="Of the survey.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=None,
+@click.option("--out", type=Place(dir_okay=False), default=None,
               help="TOML file. [default: the terminal]")  # fmt: skip
 def derive(implementation: str, cases: int, seed: int, out: Path | None) -> None:
     """Budgets for a kernel of the flash arrangement, from what its roundings predict: no kernel is run.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import errno
 import json
+import math
 import os
 import sys
 import traceback
@@ -32,6 +33,7 @@ from ..problems import (
 )
 from .budget import budget
 from .compare import compare
+from .folder import Place
 from .gate import VERDICT_CODES, budgets_option, gate, report, write_reports
 from .hardware import bench, silicon
 from .reproduce import reproduce
@@ -53,10 +55,17 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     return apply
 
 
-_folder = click.Path(path_type=Path)
+def _a_number(_: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Nan is beyond no limit."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is not a number of seconds", param=param)
+    return value
+
+
+_folder = Place()
 _device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 _case_limit_option = click.option(
-    "--case-limit", type=click.FloatRange(0.1), default=None,
+    "--case-limit", type=click.FloatRange(0.1), default=None, callback=_a_number,
     help="Seconds after which a kernel is killed. [default: the profile's, or longer if it is compiled first]",
 )  # fmt: skip
 _measuring = _options(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..problems import FAIL, PASS, InterruptedRunError, NothingError, UsageError
-from .folder import made, writing
+from .folder import Place, made, writing
 from .gate import budgets_option
 from .github import tell
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ...reports.record import Check, Run
     from ..budgets import Budgets
 
-_folder = click.Path(path_type=Path)
+_folder = Place()
 
 
 @click.command()
@@ -183,7 +183,7 @@ def _sentence(cells: list[DriftCell], failing: list[Check], pairing: Pairing) ->
         parts.append(f"checks that passed and fail now: {names}")
     if few := len(cells) - len(told):
         parts.append(f"{plural(few, 'cell')} with too few cases to tell")
-    return "; ".join([*parts, *_unpaired(pairing)]) + "."
+    return "; ".join([parts[0], *_unpaired(pairing), *parts[1:]]) + "."
 
 
 def _unpaired(pairing: Pairing) -> list[str]:

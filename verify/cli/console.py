@@ -162,6 +162,12 @@ class Console:
 
     def algebra(self, algebra: Algebra, answer: Answer) -> None:
         """Every problem in exact arithmetic, then the answer."""
+        reasons = {c.detail for c in algebra.comparisons}
+        if len(reasons) != 1 or any(c.status != "unavailable" for c in algebra.comparisons):  # else the answer says it
+            self._comparisons(algebra)
+        self.out.print(f"\n[bold]algebraic[/]: {answer.status}. {escape(answer.evidence)}", soft_wrap=True)
+
+    def _comparisons(self, algebra: Algebra) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("problem", "tiles", "arithmetic", "elements", "result"):
             table.add_column(column, overflow="fold", justify="right" if column == "elements" else "left")
@@ -176,7 +182,6 @@ class Console:
             for m in c.mismatches:
                 said = f"{m.tensor}: {m.count:,} of {m.elements:,} elements; {m.where}"
                 self.out.print(f"{_briefly(c)}: {escape(said)}", soft_wrap=True)
-        self.out.print(f"\n[bold]algebraic[/]: {answer.status}. {escape(answer.evidence)}", soft_wrap=True)
 
     def shares(self, shares: Sequence[Share]) -> None:
         """What each rounding site contributes."""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 from ..problems import FAIL, NOTHING, PASS, InterruptedRunError, UsageError
-from .folder import writing
+from .folder import Place, writing
 from .github import tell
 
 if TYPE_CHECKING:
     from ...reports.record import Check, Finding
 
-_folder = click.Path(path_type=Path)
+_folder = Place()
 VERDICT_CODES = {"pass": PASS, "fail": FAIL, "nothing-measured": NOTHING}
 
 budgets_option = click.option(
@@ -78,7 +78,7 @@ def _still(findings: Sequence[Finding], checks: Sequence[Check]) -> list[Finding
 
 @click.command()
 @click.argument("folders", metavar="RUN...", nargs=-1, required=True, type=_folder)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=None,
+@click.option("--out", type=Place(dir_okay=False), default=None,
               help="HTML file. [default: report.html in the first folder]")  # fmt: skip
 def report(folders: tuple[Path, ...], out: Path | None) -> None:
     """Records to one HTML report; several runs stand side by side.

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..problems import UsageError
-from .folder import made, writing
+from .folder import Place, made, writing
 
 if TYPE_CHECKING:
     from ...reports.hardware import Bench, Silicon
 
-_out = click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=None,
+_out = click.option("--out", type=Place(file_okay=False), default=None,
                     help="Folder for the record and its tables.")  # fmt: skip
 _DTYPES = click.Choice(["fp16", "bf16"])
 _BESIDE = ("flash", "eager", "sdpa-math", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "flex")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...reports.published import METHOD
-from .folder import made, writing
+from .folder import Place, made, writing
 
 if TYPE_CHECKING:
     from ...reports.published import Reproductions
@@ -25,7 +25,7 @@ _PARTS = ("golden", "fa3", "fa4", "bias", "tiling", "predictors")  # of `reprodu
     "--seeds", type=click.IntRange(2, 1000), default=10, show_default=True, help="Over which a range is taken."
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=None,
+    "--out", type=Place(file_okay=False), default=None,
     help="Folder for reproduce.json and reproduce.md.",
 )  # fmt: skip
 def reproduce(parts: tuple[str, ...], seeds: int, out: Path | None) -> None:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import click
 
 from ..problems import FAIL, PASS, UsageError
-from .folder import made, writing
+from .folder import Place, made, writing
 
 if TYPE_CHECKING:
     from ...reports.kills import SelfTest
     from ..settings import Progress
 
-_folder = click.Path(path_type=Path, file_okay=False)
+_folder = Place(file_okay=False)
 
 
 @click.command()
