@@ -50,6 +50,7 @@ class Arrangement:
     delta                 from the rounded O, rowsum(dO * O); from the weights, rowsum(P * dP); or either
     recomputed            the backward's P is exp(S - L) with the stored L; otherwise a normalised softmax
     dp_rounded            dP is rounded to p
+    weighted_dp_rounded   P * dP is rounded to p before delta is its sum, and subtracted: torch's softmax on CUDA
     ds_roundings          how often dS is rounded to p
     ds_scaled             the last of those is applied to dS * scale rather than to dS
     gradient_roundings    how often dQ and dK are rounded to p on their way out
@@ -75,6 +76,7 @@ class Arrangement:
     delta: Literal["output", "weights", "either"] = "output"
     recomputed: bool = True
     dp_rounded: bool = False
+    weighted_dp_rounded: bool = False
     ds_roundings: int = 1
     ds_scaled: bool = False
     gradient_roundings: int = 1
@@ -137,6 +139,7 @@ ANY = Arrangement(
     row_sum="either",
     delta="either",
     dp_rounded=True,
+    weighted_dp_rounded=True,
     ds_roundings=2,
     ds_scaled=True,
     own_maximum=False,
@@ -145,5 +148,6 @@ ANY = Arrangement(
 )
 
 # Every legitimate arrangement of a kernel that keeps no score in memory.  Such a kernel has its scores in fp32
-# accumulators, and what excuses rounding them to p, or q and k times the scale, is only that they must be stored.
-FUSED = replace(ANY, name="fused", score_roundings=0, operand_roundings=0)
+# accumulators, and what excuses rounding them to p, or q and k times the scale, or P * dP, is only that they must be
+# stored.
+FUSED = replace(ANY, name="fused", score_roundings=0, operand_roundings=0, weighted_dp_rounded=False)

@@ -55,7 +55,8 @@ def backward_errors(
     e_delta = e_delta + U32 * b.delta.abs()  # less the gradient of the LSE, if there is one
     by_output = (do * o_error + c.g(c.D) * do * (b.o.abs() + o_error)).sum(-1, keepdim=True)
     p_most = b.p + e_p
-    by_weights = e_p * dp + p_most * (e_dp + (c.g(c.N) + 2 * U32) * (dp + e_dp))
+    e_weighted = p.u * p_most * (dp + e_dp) + p.floor if a.weighted_dp_rounded else 0.0  # of P * dP, as it is stored
+    by_weights = e_p * dp + p_most * (e_dp + (c.g(c.N) + 2 * U32) * (dp + e_dp)) + e_weighted
     by_weights = by_weights.masked_fill(hidden, 0.0).sum(-1, keepdim=True)
     if a.delta == "either":
         e_delta = e_delta + torch.maximum(by_output, by_weights)
@@ -65,7 +66,7 @@ def backward_errors(
     # dS = P (dP - delta), soon times scale; `own` leaves out P times the error of delta, which dQ meets as
     # |P K|
     parts = dp + b.delta.abs() + e_dp + e_delta
-    own = e_p * ((b.dp - b.delta).abs() + e_delta) + p_most * (e_dp + 2 * U32 * parts) + 2 * TINY32
+    own = e_p * ((b.dp - b.delta).abs() + e_delta) + p_most * (e_dp + 2 * U32 * parts) + e_weighted + 2 * TINY32
     rounds = c.rounds(a.ds_roundings, 2)
     ds, by_delta = b.ds.abs(), b.p * e_delta  # |dS|, of which delta's error may be so much
     largest = (ds + own + by_delta) * (1 + rounds) + p.floor  # what the computed |dS| may be

@@ -33,7 +33,7 @@ a normalised P has the error of a weight of O, at most max(P, 1 - P). That of dP
 |V|^T. That of delta is ed = sum |dO| (B + g(D) |O|) if formed from the stored O, sum (eP |dP| + P edP) if
 from P. Then
 
-    eS = eP |dP - delta| + (P + eP) (edP + 2 u (..)) + eP ed + rounding of dS
+    eS = eP |dP - delta| + (P + eP) (edP + 2 u (..)) + eP ed + rounding of dS, and of P dP where that is stored
     dQ: |scale| [ eS |K| + ed |P K| + g(N) |dS| |K| ]        ed is common to a row: it meets |P K|, not P |K|
     dK: |scale| [ (eS + P ed)^T |Q| + g(M) |dS|^T |Q| ]
     dV: (eP + u_p P)^T |dO| + g(M) P^T |dO|

@@ -26,7 +26,7 @@ ALONE = {
     "kept": "returned-lse-kept",
     "invariance": "dq-alone",
     "inference": "inference-ignores-causality",
-    "ratio": "dp-in-half",
+    "ratio": "narrow-between-passes",
     "predictor": "ds-of-ten-bits",
     "bias": "dk-truncated",
     "systematic": "p-truncated",

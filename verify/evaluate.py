@@ -78,7 +78,7 @@ def evaluate(
         if broken_context() is None:
             raise
     if (why := broken_context()) is None:
-        if case.layout == "far" and device != "cpu":
+        if case.layout == "far" and device != "cpu" and _scarce(device):
             torch.cuda.empty_cache()  # gigabytes, for which other processes wait
         assert result is not None
         return result
@@ -120,6 +120,11 @@ def _evaluated(
         posed, outcome, again, phase, start, thorough=thorough, relations=relations, statistical=statistical
     )
     return replace(result, rows=(*result.rows, *refused))
+
+
+def _scarce(device: str) -> bool:
+    free, total = torch.cuda.mem_get_info(device)
+    return free < total / 2
 
 
 def _small(case: Case) -> bool:

@@ -15,7 +15,6 @@ _DV_DOT = 'dv_tile = tl.dot(p.to(do.dtype.element_ty), do_tile, dv_tile, input_p
 _DOT = 'tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")'
 _DOT_OF_DKDV = 'tl.dot(signed_k, tl.trans(q_tile), input_precision="ieee")'
 
-
 _IN_BF16 = "(dp.to(tl.bfloat16).to(tl.float32) if k.dtype.element_ty == tl.bfloat16 else dp)"
 
 
@@ -92,9 +91,6 @@ WEIGHTS = (
            "dS is truncated before both products that it enters.", ("dq", "dk"),
            (Edit(BACKWARD, _DQ_DOT, _DQ_DOT.replace("ds.to(", _truncated("ds", "k") + ".to(")),
             Edit(BACKWARD, _DK_DOT, _DK_DOT.replace("ds.to(", _truncated("ds", "q") + ".to("))), subtle=True),
-    Mutant("dp-in-half", "jax #40128",
-           "In the dQ pass dP is rounded to bf16, for bf16 inputs alone, before delta is taken from it.", ("dq",),
-           (Edit(BACKWARD, DS_OF_DQ, f"ds = p * ({_IN_BF16} - delta_tile[:, None])"),)),
 )  # fmt: skip
 
 ACCUMULATORS = (
@@ -125,6 +121,13 @@ ACCUMULATORS = (
     Mutant("delta-in-half", "own: a buffer of the input's dtype",
            "delta is kept in the input's dtype.", ("dq", "dk"),
            (Edit(BACKWARD, DELTA_STORE, DELTA_STORE.replace("sums", _rounded("sums", "o"))),)),
+    Mutant("narrow-between-passes", "jax #40128",
+           "With bf16 inputs delta keeps ten significant bits, and in odd heads of the dQ pass dP is rounded to bf16.",
+           ("dq", "dk"),
+           (Edit(BACKWARD, DELTA_STORE, DELTA_STORE.replace(
+               "sums", "(sums * 16385.0 - (sums * 16385.0 - sums)) if o.dtype.element_ty == tl.bfloat16 else sums")),
+            Edit(BACKWARD, DS_OF_DQ, f"ds = p * (tl.where(h % 2 == 1, {_IN_BF16}, dp) - delta_tile[:, None])")),
+           "bf16; spread weights", subtle=True),
 )  # fmt: skip
 
 STORES = (
