@@ -39,12 +39,12 @@ def mapped(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def far_axes(shape: tuple[int, ...]) -> list[int]:
-    """The axes along which a tensor [.., rows, columns] can be `far`: short ones, for each step takes a page of memory.
+    """The axes along which a tensor [.., rows, columns] can be `far`.
 
-    Those of three and more are preferred: a step itself then needs 31 bits, and only a multiple of it 32.
+    Short ones, for each step takes a page of memory; but a step itself is to fit into 31 bits, so that kernels that
+    are compiled for the types of their strides are none but those that other layouts need.
     """
-    axes = [a for a, n in enumerate(shape[:-1]) if 2 <= n <= 160]
-    return [a for a in axes if shape[a] > 2] or axes
+    return [axis for axis, n in enumerate(shape[:-1]) if 3 <= n <= 160]
 
 
 def far(x: Tensor, axis: int) -> Tensor:
