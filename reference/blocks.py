@@ -73,7 +73,8 @@ def blocks(
         empty = ~visible.any(-1, keepdim=True)
         lse = truth.lse[:, :, rows, None].masked_fill(empty, 0.0)
         m = s.masked_fill(hidden, -torch.inf).amax(-1, keepdim=True).masked_fill(empty, 0.0)
-        p = (s - lse).exp_().masked_fill_(hidden, 0.0)
+        p = (s - m).exp_().masked_fill_(hidden, 0.0)
+        p /= p.sum(-1, keepdim=True).masked_fill_(empty, 1.0)  # exp(S - L) is not 1/N where |S| is 1e38
         do_i = dp = delta = ds = zero
         if do is not None:
             do_i = clean(do[:, :, rows])

@@ -65,6 +65,12 @@ class Moments:
         return self.b.dp.square()
 
     @cached_property
+    def sway(self) -> float:
+        """Largest |S| sqrt(P (1 - P)): by how many roundings of S a weight moves, to first order."""
+        p, s = self.b.p, self.b.s.abs()
+        return float(torch.where(p > 0, s * (p * (1 - p)).clamp_min(0.0).sqrt(), 0.0).max()) if p.numel() else 0.0
+
+    @cached_property
     def rounded_p(self) -> Tensor:
         """Variance of one rounding of P."""
         return var_round(self.b.p, self.p, 1)

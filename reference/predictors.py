@@ -47,7 +47,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """Predicted RMS error over the whole tensor; the gradients' are None when no dO was given."""
+    """Predicted RMS error over the whole tensor; the gradients' are None when no dO was given.
+
+    All are inf where roundings of the logits move weights by as much as these are, as where every key of a query has
+    a bias of the dtype's lowest number: nothing is predicted there.
+    """
 
     out: float
     lse: float  # over the queries that see a key
@@ -89,12 +93,13 @@ class VarianceSums:
     ) -> None:
         queries = truth.o.shape[1] // keys.k.shape[1] * truth.o.shape[2]
         self._c, self._truth, self._gradients = _Setting(a, p, scale, keys.k, queries), truth, gradients
-        self._out = self._lse = self._dq = 0.0
+        self._out = self._lse = self._dq = self._sway = 0.0
         self._dk, self._dv = torch.zeros_like(keys.k), torch.zeros_like(keys.k)
 
     def add(self, x: Moments) -> None:
         """Take a block into account."""
         c = self._c
+        self._sway = max(self._sway, x.sway)
         mixed = _var_output(x, c)  # [B, H, r, D]
         stored = _var_stored(x, mixed, c)  # [B, H, r, D]
         self._out += float((mixed + stored).sum())
@@ -109,6 +114,9 @@ class VarianceSums:
     def result(self) -> Predicted:
         """After the last block."""
         c, o, exact, n = self._c, self._truth.o, self._gradients, self._c.queries
+        if self._sway * (c.p.u if c.a.score_roundings else U32) > 1:  # beyond first order
+            gradient = None if exact is None else math.inf
+            return Predicted(math.inf, math.inf, gradient, gradient, gradient)
         lse = math.sqrt(self._lse / max(1, int(torch.isfinite(self._truth.lse).count_nonzero())))
         if exact is None:
             return Predicted(_root_mean(self._out, o), lse, None, None, None)

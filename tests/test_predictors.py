@@ -187,3 +187,19 @@ def test_the_first_causal_query_is_predicted_as_exact(dtype):
     first = squares(q[:, :, :1], Mask(causal=True))
     assert whole == pytest.approx(first + rest, rel=1e-12)
     assert first < 1e-6 * rest
+
+
+@pytest.mark.parametrize(("dtype", "arrangement", "predicted"), [
+    (torch.bfloat16, FLASH, False), (torch.float16, FLASH, True), (torch.float16, STANDARD, False),
+])  # fmt: skip
+def test_nothing_is_predicted_where_roundings_of_the_logits_decide(dtype, arrangement, predicted) -> None:
+    """A row of lowest numbers: fp32 holds a logit beside that of fp16, and nothing beside that of bf16."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v, do = (torch.randn(1, 2, 24, 16, generator=g).to(dtype) for _ in range(4))
+    for alone in (False, True):  # a query that sees nothing else
+        bias = torch.zeros(24, 24).masked_fill(torch.ones(24, 24).triu(0 if alone else 1) > 0, torch.finfo(dtype).min)
+        mask = Mask(bias=bias.to(dtype))
+        truth, gradients = forward(q, k, v, mask, 0.25), backward(q, k, v, do, mask, 0.25)
+        x = predict(q, k, v, do, mask, 0.25, arrangement, truth, gradients)
+        finite = [math.isfinite(getattr(x, name)) for name in ("out", "lse", "dq", "dk", "dv")]
+        assert finite == [predicted or not alone] * 5

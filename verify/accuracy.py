@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -35,10 +36,9 @@ def compared(
         standard_max=None if usual.nonfinite else usual.max, standard_rms=None if usual.nonfinite else usual.rms,
         rounded_max=best.max, rounded_rms=best.rms, natural_scale=natural,
         log_ratio=floored_log_ratio(errors.rms, usual_rms, best.rms, natural)
-        if not errors.nonfinite else None,
+        if not errors.nonfinite and known.envelope[name] != math.inf else None,  # what nobody can predict
         bound_ratio=ratio, slack=slack(value, truth, known.bound[name]),
-        predictor_ratio=errors.rms / predicted if predicted else None,
-        envelope_ratio=errors.rms / envelope if (envelope := known.envelope[name]) else None,
+        predictor_ratio=_part(errors.rms, predicted), envelope_ratio=_part(errors.rms, known.envelope[name]),
         kernel_bias=errors.bias, standard_bias=usual.bias, rounded_bias=best.bias,
         kernel_ulp=errors.ulp_histogram, standard_ulp=usual.ulp_histogram, rounded_ulp=best.ulp_histogram,
         bitwise_standard=_share_of_same_bits(value, known.standard[name]),
@@ -46,6 +46,10 @@ def compared(
     )  # fmt: skip
     bound, lse = known.bound[name], known.truth["lse"]
     return row, [_finite(name, value, truth, bound, lse), _bounded(name, value, truth, bound, ratio, index, lse)]
+
+
+def _part(rms: float, predicted: float | None) -> float | None:
+    return rms / predicted if predicted and math.isfinite(predicted) else None
 
 
 def _slope(name: str, value: Tensor, known: Reference) -> dict[str, Any]:
