@@ -13,6 +13,7 @@ from .directions import Directions, DirectionSums
 from .masks import Mask
 from .moments import Keys, Moments
 from .predictors import Predicted, VarianceSums
+from .scalars import at_once
 from .scales import Scales, ScaleSums
 
 
@@ -48,7 +49,7 @@ def analyse(
     scales = ScaleSums(keys.k, keys.v, scale, truth, gradients=do is not None)
     directions = DirectionSums(keys.k, keys.v, scale, truth, gradients=do is not None)
     variances = [VarianceSums(a, p, scale, keys, truth, gradients) for a in predicted]
-    max_logit = 0.0
+    largest = []
     for b in blocks(q, keys.k, keys.v, do, mask, scale, truth):
         bounds.add(b)
         scales.add(b)
@@ -56,6 +57,6 @@ def analyse(
         for sums in variances:
             sums.add(moments)
         directions.add(b, moments)
-        max_logit = max(max_logit, float(b.s.abs().max()))
+        largest.append(b.s.abs().max())
     predictions = tuple(s.result() for s in variances)
-    return Analysis(bounds.result(), scales.result(), predictions, directions.result(), max_logit)
+    return Analysis(bounds.result(), scales.result(), predictions, directions.result(), max([0.0, *at_once(*largest)]))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .masks import Mask
+from .scalars import all_finite
 
 _BLOCK_BYTES = 32 * 2**20  # one [B, H, rows, N] float64 temporary
 
@@ -174,13 +175,3 @@ def contract(w: Tensor, x: Tensor, seen: Tensor | None) -> Tensor:
 def seen(visible: Tensor, p: Tensor, k: Tensor) -> Tensor:
     """`visible` in full, grouped like the weights p [B, H, r, N]: bool [B, HK, G r, N]."""
     return group(visible.expand_as(p), k)
-
-
-def all_finite(*tensors: Tensor) -> bool:
-    """Whether no element of any tensor is NaN or infinite."""
-    return all(x.numel() == 0 or _finite(*torch.aminmax(x.detach())) for x in tensors)
-
-
-def _finite(least: Tensor, most: Tensor) -> bool:
-    """Of the extremes of a tensor, which are NaN where any element is; in one answer, for which a GPU is waited for."""
-    return float(0 * least + 0 * most) == 0.0

@@ -12,10 +12,11 @@ import torch
 from flint import arb, arb_mat, ctx
 from torch import Tensor
 
-from .attention import Forward, Gradients, all_finite, check_shapes, forward
+from .attention import Forward, Gradients, check_shapes, forward
 from .blocks import clean
 from .masks import Mask
 from .rational import score_gradient
+from .scalars import all_finite
 from .scales import Scales, natural_scales
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from .attention import Forward, group, ungroup
 from .blocks import Block
 from .moments import Moments
+from .scalars import at_once
 
 
 class Directions(NamedTuple):
@@ -62,4 +63,5 @@ def slope(error: Tensor, direction: Tensor) -> tuple[float, float]:
     Both sums can be added over cases before dividing.
     """
     error = error.nan_to_num(0.0, 0.0, 0.0)
-    return float((error * direction).sum()), float(direction.square().sum())
+    along, square = at_once((error * direction).sum(), direction.square().sum())
+    return along, square

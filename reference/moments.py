@@ -65,10 +65,11 @@ class Moments:
         return self.b.dp.square()
 
     @cached_property
-    def sway(self) -> float:
+    def sway(self) -> Tensor:
         """Largest |S| sqrt(P (1 - P)): by how many roundings of S a weight moves, to first order."""
         p, s = self.b.p, self.b.s.abs()
-        return float(torch.where(p > 0, s * (p * (1 - p)).clamp_min(0.0).sqrt(), 0.0).max()) if p.numel() else 0.0
+        moved = torch.where(p > 0, s * (p * (1 - p)).clamp_min(0.0).sqrt(), 0.0)
+        return moved.max() if p.numel() else p.new_zeros(())
 
     @cached_property
     def rounded_p(self) -> Tensor:

@@ -41,6 +41,7 @@ from .attention import Forward, Gradients, check_gradients, group
 from .blocks import blocks, clean
 from .masks import Mask
 from .moments import LOG_UNIFORM, Keys, Moments, drift, sum_error, var_round, var_round_of_result
+from .scalars import at_once
 
 T = TypeVar("T")
 
@@ -93,45 +94,42 @@ class VarianceSums:
     ) -> None:
         queries = truth.o.shape[1] // keys.k.shape[1] * truth.o.shape[2]
         self._c, self._truth, self._gradients = _Setting(a, p, scale, keys.k, queries), truth, gradients
-        self._out = self._lse = self._dq = self._sway = 0.0
+        self._out = self._lse = self._dq = self._sway = keys.k.new_zeros(())
         self._dk, self._dv = torch.zeros_like(keys.k), torch.zeros_like(keys.k)
 
     def add(self, x: Moments) -> None:
         """Take a block into account."""
         c = self._c
-        self._sway = max(self._sway, x.sway)
+        self._sway = torch.maximum(self._sway, x.sway)
         mixed = _var_output(x, c)  # [B, H, r, D]
         stored = _var_stored(x, mixed, c)  # [B, H, r, D]
-        self._out += float((mixed + stored).sum())
-        self._lse += float(_var_lse(x, c).sum())
+        self._out = self._out + (mixed + stored).sum()
+        self._lse = self._lse + _var_lse(x, c).sum()
         if self._gradients is None:
             return
         shared = _var_delta(x, stored, c)
-        self._dq += float((c.scale**2 * _var_dq(x, shared, c)).sum())
+        self._dq = self._dq + (c.scale**2 * _var_dq(x, shared, c)).sum()
         self._dk += c.scale**2 * (group(_var_ds(x, shared, c), c.k).mT @ group(x.q2, c.k))
         self._dv += _var_dv(x, c)
 
     def result(self) -> Predicted:
         """After the last block."""
         c, o, exact, n = self._c, self._truth.o, self._gradients, self._c.queries
-        if self._sway * (c.p.u if c.a.score_roundings else U32) > 1:  # beyond first order
+        seeing = torch.isfinite(self._truth.lse).count_nonzero()
+        var_out, var_lse, sway, rows = at_once(self._out, self._lse, self._sway, seeing)
+        if sway * (c.p.u if c.a.score_roundings else U32) > 1:  # beyond first order
             gradient = None if exact is None else math.inf
             return Predicted(math.inf, math.inf, gradient, gradient, gradient)
-        lse = math.sqrt(self._lse / max(1, int(torch.isfinite(self._truth.lse).count_nonzero())))
+        out, lse = math.sqrt(var_out / max(1, o.numel())), math.sqrt(var_lse / max(1.0, rows))
         if exact is None:
-            return Predicted(_root_mean(self._out, o), lse, None, None, None)
+            return Predicted(out, lse, None, None, None)
         roundings = c.a.gradient_roundings
         heads = int(o.shape[1] > c.k.shape[1] and c.a.heads_rounded)
-        dq = self._dq + float((var_round(exact.dq, c.p, roundings) + drift(c.N) * exact.dq.square()).sum())
+        dq = self._dq + (var_round(exact.dq, c.p, roundings) + drift(c.N) * exact.dq.square()).sum()
         dk = self._dk + (var_round(exact.dk, c.p, roundings + heads) + drift(n) * exact.dk.square())
         dv = self._dv + (var_round(exact.dv, c.p, 1 + heads) + drift(n) * exact.dv.square())
-        return Predicted(
-            _root_mean(self._out, o),
-            lse,
-            _root_mean(dq, o),
-            _root_mean(float(dk.sum()), c.k),
-            _root_mean(float(dv.sum()), c.k),
-        )
+        sums = zip(at_once(dq, dk.sum(), dv.sum()), (o, c.k, c.k), strict=True)
+        return Predicted(out, lse, *(math.sqrt(total / max(1, like.numel())) for total, like in sums))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -343,7 +341,3 @@ def _var_dv(x: Moments, c: _Setting) -> Tensor:
     """Variance of dV [B, HK, N, D] but for storing it."""
     var_p = (x.rounded_p if c.a.weights_rounded else 0.0) + _moved(x, c).p + sum_error(c.queries) * x.p2
     return group(var_p, c.k).mT @ group(x.do2, c.k)
-
-
-def _root_mean(total: float, like: Tensor) -> float:
-    return math.sqrt(total / max(1, like.numel()))

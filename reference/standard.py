@@ -22,9 +22,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .attention import Forward, Gradients, all_finite, check_shapes, contract
+from .attention import Forward, Gradients, check_shapes, contract
 from .attention import softmax as fp32_softmax
 from .masks import Mask
+from .scalars import all_finite
 
 Softmax = Literal["rounded", "fp32"]
 Rounding = Callable[[Tensor], Tensor]  # fp32 -> fp32

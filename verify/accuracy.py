@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference.attention import all_finite
 from ..reference.directions import slope
+from ..reference.scalars import all_finite, at_once
 from ..reports.record import Row
 from .case import Case
 from .check import Check
@@ -45,7 +45,8 @@ def compared(
         **_slope(name, value, known), **(_placed(name, value, known) if identity["phase"] == "survey" else {}),
     )  # fmt: skip
     bound, lse = known.bound[name], known.truth["lse"]
-    return row, [_finite(name, value, truth, bound, lse), _bounded(name, value, truth, bound, ratio, index, lse)]
+    finite = _finite(name, value, truth, bound, lse, clean=not errors.nonfinite)
+    return row, [finite, _bounded(name, value, truth, bound, ratio, index, lse)]
 
 
 def _part(rms: float, predicted: float | None) -> float | None:
@@ -80,12 +81,14 @@ def within(check: str, name: str, value: Tensor, truth: Tensor, bound: Tensor, c
     return replace(next((c for c in both if not c.passed), both[1]), name=check)
 
 
-def _finite(name: str, value: Tensor, truth: Tensor, bound: Tensor, lse: Tensor | None = None) -> Check:
+def _finite(
+    name: str, value: Tensor, truth: Tensor, bound: Tensor, lse: Tensor | None = None, *, clean: bool = False
+) -> Check:  # fmt: skip
     """No NaN or infinity where the truth is finite; where the bound is inf, a kernel may overflow, to infinity.
 
-    Where the bound is NaN, nothing is asked.
+    Where the bound is NaN, nothing is asked.  `clean`: it is known that there is none.
     """
-    if all_finite(value - truth):
+    if clean or all_finite(value - truth):
         return Check("finite", name, True, 0.0, 0.0, "")
     may_overflow = (torch.isinf(bound) & ~torch.isnan(value.double())) | torch.isnan(bound)
     wrong = _wrong_nonfinite(value, truth) & ~may_overflow
@@ -115,8 +118,9 @@ def _bounded(
     """No error beyond the a priori bound."""
     detail = ""
     if index:
+        found, wanted, allowed = at_once(value[index], truth[index], bound[index])
         detail = (
-            f"{name}{list(index)} = {float(value[index]):.9g}, the truth is {float(truth[index]):.9g}, "
-            f"the bound on the error {float(bound[index]):.3g}{_unseeing(name, index, lse)}"
+            f"{name}{list(index)} = {found:.9g}, the truth is {wanted:.9g}, "
+            f"the bound on the error {allowed:.3g}{_unseeing(name, index, lse)}"
         )
     return Check("bound", name, ratio <= 1.0, ratio, 1.0, detail)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ..reference import standard
 from ..reference.analysis import analyse
 from ..reference.arrangements import ANY, FLASH, STANDARD
-from ..reference.attention import all_finite
+from ..reference.scalars import all_finite
 from ..reports.record import IN_DTYPE
 from ..reports.record import Tensor as TensorName
 from .budgets import Budgets

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..reference.attention import all_finite
+from ..reference.scalars import at_once
 
 #: significand bits and exponent of the smallest normal number
 _PRECISION = {torch.float16: (11, -14), torch.bfloat16: (8, -126), torch.float32: (24, -126)}
@@ -65,32 +66,28 @@ class Target:
             return Errors(0.0, 0.0, 0, 0.0, torch.zeros(0, dtype=torch.float64), (0, 0, 0, 0, 0))
         value = value.double()
         error = value - truth
-        total, nonfinite, both = n, 0, None
-        if not all_finite(error):
-            both = torch.isfinite(error)  # a difference is finite where both are
-            total = int(both.count_nonzero())
-            error = torch.where(both, error, 0.0)
-            nonfinite = n - total - int((~self.finite & (value == truth)).count_nonzero())
+        found = self._told(error, n, 0)
+        if math.isfinite(found.max):
+            return found
+        both = torch.isfinite(error)  # a difference is finite where both are
+        total, same = (int(c) for c in at_once(both.count_nonzero(), (~self.finite & (value == truth)).count_nonzero()))
+        return self._told(torch.where(both, error, 0.0), total, n - total - same)
+
+    def _told(self, error: Tensor, total: int, nonfinite: int) -> Errors:
+        """Of the `total` elements that have an error; what is not finite holds 0."""
         in_ulp = error * self.per_ulp
         magnitude = in_ulp.abs()
-        counts = [n - int(error.count_nonzero()), *(int((magnitude <= b).count_nonzero()) for b in (0.5, 1.0, 2.0))]
-        counts = [c - (n - total) for c in counts]  # what is not finite has no error here
+        beyond = [error.count_nonzero(), *((magnitude > b).count_nonzero() for b in (0.5, 1.0, 2.0))]
         signed = in_ulp.mul_(self.sign).clamp_(-_CLIP, _CLIP)
-        if both is not None:
-            signed = torch.where(both, signed, 0.0)
+        largest, rms, bias, *counts = at_once(error.abs().max(), error.square().mean().sqrt(), signed.mean(), *beyond)
+        at_most = [0, *(total - int(c) for c in counts), total]
         return Errors(
-            max=float(error.abs().max()),
-            rms=float(error.square().mean().sqrt()),
+            max=largest,
+            rms=rms,
             nonfinite=nonfinite,
-            bias=float(signed.mean()),
+            bias=bias,
             row_bias=signed.mean(-1).flatten() if signed.dim() == 4 else signed.flatten(),
-            ulp_histogram=(
-                counts[0],
-                counts[1] - counts[0],
-                counts[2] - counts[1],
-                counts[3] - counts[2],
-                total - counts[3],
-            ),
+            ulp_histogram=tuple(b - a for a, b in pairwise(at_most)),  # type: ignore[arg-type]  # five of them
         )
 
 
@@ -143,10 +140,16 @@ def bound_ratio(value: Tensor, truth: Tensor, bound: Tensor, dtype: torch.dtype)
     bits, lowest = _PRECISION[dtype]
     error = (value.double() - truth).abs_()
     ratio = error / torch.clamp(bound, min=2.0 ** (lowest - bits + 1))
-    if not all_finite(ratio):
-        ratio = torch.where(torch.isfinite(error) & ~torch.isnan(bound), ratio, 0.0)
-    worst = int(ratio.argmax())
-    return float(ratio.flatten()[worst]), tuple(int(i) for i in np.unravel_index(worst, ratio.shape))
+    largest, index = _largest(ratio)
+    if not math.isfinite(largest):
+        largest, index = _largest(torch.where(torch.isfinite(error) & ~torch.isnan(bound), ratio, 0.0))
+    return largest, index
+
+
+def _largest(x: Tensor) -> tuple[float, tuple[int, ...]]:
+    """The largest element, NaN if there is one, and its index."""
+    value, index = at_once(*x.flatten().max(0))
+    return value, tuple(int(i) for i in np.unravel_index(int(index), x.shape))
 
 
 def slack(value: Tensor, truth: Tensor, bound: Tensor) -> float | None:

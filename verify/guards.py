@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..kernels.interpreter import Tracked, installed, interpret
 from ..kernels.interpreter.listening import ALLOCATIONS, Listener, name_of
+from ..reference.scalars import at_once
 from .case import Case
 from .check import Check
 from .errors import same_bits
@@ -105,6 +106,11 @@ def inputs_unchanged(before: dict[str, Tensor], inputs: Inputs) -> Check:
 Caller = Callable[..., Outputs]
 
 
+def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, int]:
+    """How many elements of each tensor of `a` have other bits in `b`."""
+    return dict(zip(a, map(int, at_once(*((~same_bits(x, b[name])).sum() for name, x in a.items()))), strict=True))
+
+
 def repeated(
     implementation: Caller, case: Case, inputs: Inputs, values: dict[str, Tensor], judge: Callable[[str, Tensor], Check]
 ) -> list[Check]:  # fmt: skip
@@ -122,9 +128,6 @@ def repeated(
             for mode in modes:
                 entered.enter_context(mode)
             return implementation(case, inputs).tensors()
-
-    def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, int]:
-        return {name: int((~same_bits(value, b[name])).sum()) for name, value in a.items()}
 
     def most(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
         return {name: max(n, b[name]) for name, n in a.items()}
@@ -163,8 +166,8 @@ def repeated(
 def kept(copies: dict[str, Tensor], first: Outputs) -> list[Check]:
     """Whether the results of the first call are still what they were, now that the function was called again."""
     checks = []
-    for name, value in first.tensors().items():
-        n = int((~same_bits(value.to(copies[name].device), copies[name])).sum())
+    now = {name: value.to(copies[name].device) for name, value in first.tensors().items()}
+    for name, n in differing(now, copies).items():
         detail = f"{n} elements of {name}, as returned, changed during a later call" if n else ""
         checks.append(Check("kept", name, n == 0, float(n), 0.0, detail))
     return checks
@@ -180,10 +183,8 @@ def alone(implementation: Caller, case: Case, inputs: Inputs, first: dict[str, T
     except Exception as e:  # noqa: BLE001  (whatever a kernel does is a result)
         return [Check("invariance", "out", False, 1.0, 0.0, f"batch element 0 alone: it raised {describe(e)}")]
     checks = []
-    for name, value in first.items():
-        if name not in result:  # a case with one batch element says so
-            continue
-        differ = int((~same_bits(value[:1], result[name])).sum())
+    both = {name: value[:1] for name, value in first.items() if name in result}  # a case with one batch element says so
+    for name, differ in differing(both, result).items():
         detail = f"{differ} elements of batch element 0 change when it is alone" if differ else ""
         checks.append(Check("batch-invariance", name, differ == 0, float(differ), 0.0, detail))
     return checks

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..reference import attention
 from ..reference.attention import Forward, Gradients
+from ..reference.scalars import at_once
 from ..reference.scales import Scales
 from .case import Case
 from .errors import Errors, Target, rounded
@@ -43,9 +44,10 @@ class Truth:
     def natural_scales(self, scales: Scales) -> dict[str, float]:
         """Unit roundoff times rms(S), by name; of the LSE, which is fp32, u_32 times its RMS, at least 1."""
         u, lse = self.case.unit_roundoff, self.forward.lse
-        natural = {n: u * _rms(s) for n in self.tensors() if (s := getattr(scales, n, None)) is not None}
-        natural["lse"] = 2.0**-24 * _rms(torch.clamp(torch.where(torch.isfinite(lse), lse, 0.0).abs(), min=1.0))
-        return natural
+        sizes = {n: s for n in self.tensors() if (s := getattr(scales, n, None)) is not None}
+        sizes["lse"] = torch.clamp(torch.where(torch.isfinite(lse), lse, 0.0).abs(), min=1.0)
+        rms = at_once(*map(_rms, sizes.values()))
+        return {n: (2.0**-24 if n == "lse" else u) * r for n, r in zip(sizes, rms, strict=True)}
 
 
 def of_rounding(target: Target, dtype: torch.dtype) -> Errors:
@@ -58,5 +60,5 @@ def dtype_of(name: str, case: Case) -> torch.dtype:
     return torch.float32 if name == "lse" else DTYPES[case.dtype]
 
 
-def _rms(x: Tensor) -> float:
-    return float(x.double().square().mean().sqrt()) if x.numel() else 0.0
+def _rms(x: Tensor) -> Tensor:
+    return x.double().square().mean().sqrt() if x.numel() else x.new_zeros(())
