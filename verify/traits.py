@@ -138,9 +138,10 @@ def _traits(rows_and_cases: Sequence[tuple[Row, Case]]) -> Iterator[tuple[str, _
     yield "M < N", M < N
     yield "M = N", M == N
     for name, length in (("M", M), ("N", N), ("D", D)):
-        for value in (1, *_LENGTHS):
+        yield f"{name} = 1", length == 1
+        for value in (0, 1, *_LENGTHS):
             yield f"{name} > {value}", length > value
-            yield f"{name} <= {value}" if value > 1 else f"{name} = 1", length <= value
+            yield f"{name} {'<=' if length.min() < value else '='} {value}", length <= value
         for tile in (8, 16, 32, 64, 128):
             yield f"{name} not a multiple of {tile}", length % tile != 0
             yield f"{name} a multiple of {tile}", length % tile == 0
