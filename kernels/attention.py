@@ -33,13 +33,18 @@ class Launch:
     right: int | None
     tiles: tuple[int, int] | None  # None: those that suit the device
 
-    def arguments(self, q: Tensor, k: Tensor) -> dict[str, Any]:
-        """Keyword arguments common to the forward, dK/dV and dQ kernels."""
-        return dict(
+    def arguments(self, q: Tensor, k: Tensor, *others: Tensor) -> dict[str, Any]:
+        """Keyword arguments common to the forward, dK/dV and dQ kernels, which read or write `others` too.
+
+        Fewer kernels are compiled where speed does not matter: with a mask, or rows that are not aligned, all of them
+        have a band, which may be endless.
+        """
+        told = rows(q, k, *others)
+        return told | dict(
             scale=self.scale, M=q.shape[2], N=k.shape[2], HEAD_DIM=q.shape[3], GROUP=q.shape[1] // k.shape[1],
             diagonal=self.diagonal, has_lengths=int(self.key_lengths is not None),
             left=UNBOUNDED if self.left is None else self.left, right=UNBOUNDED if self.right is None else self.right,
-            BAND=any(x is not None for x in (self.left, self.right, self.mask)),  # a mask: one kernel less to compile
+            BAND=not told["ALIGNED"] or any(x is not None for x in (self.left, self.right, self.mask)),
             MASK_KIND=_MASK_KIND[None if self.mask is None else self.mask.dtype == torch.bool],
         )  # fmt: skip
 
@@ -56,9 +61,12 @@ class Launch:
 
 
 def rows(*tensors: Tensor) -> dict[str, Any]:
-    """What kernels are told of their operands' rows: a tile's extent along D, if it has more, if rows are aligned."""
-    head_dim = tensors[0].shape[3]
-    return dict(BLOCK_D=block_d(head_dim), PADDED=block_d(head_dim) != head_dim, ALIGNED=all(map(_aligned, tensors)))
+    """What kernels are told of their operands' rows: a tile's extent along D, if it may have more, if rows are aligned.
+
+    Rows that are not move an element at a time anyway: it is asked of each whether the row has it.
+    """
+    head_dim, aligned = tensors[0].shape[3], all(map(_aligned, tensors))
+    return dict(BLOCK_D=block_d(head_dim), PADDED=not aligned or block_d(head_dim) != head_dim, ALIGNED=aligned)
 
 
 def _aligned(x: Tensor) -> bool:
@@ -105,7 +113,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, launch: Launch) -> tuple[Tensor, Te
         flash_forward[_grid(M, chosen["BLOCK_M"], H, B)](
             q, k, v, mask, lengths, o, lse,
             *q.stride(), *k.stride(), *v.stride(), *mask_strides, *o.stride(), *lse.stride(),
-            **launch.arguments(q, k), **rows(q, k, v, o), **chosen,
+            **launch.arguments(q, k, v, o), **chosen,
         )  # fmt: skip
     return o, lse
 
@@ -118,7 +126,7 @@ def backward(
     HK, N = k.shape[1:3]
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     delta = torch.empty_like(lse)
-    common = launch.arguments(q, k) | rows(q, k, v, do, dq, dk, dv)
+    common = launch.arguments(q, k, v, do, dq, dk, dv)
     mask, lengths, mask_strides = launch.pointers(lse)
 
     def options(kernel: Kernel) -> dict[str, Any]:

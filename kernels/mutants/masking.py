@@ -5,7 +5,7 @@ from __future__ import annotations
 from .places import BIAS, DENOMINATOR, EXP2, HIDDEN, MAXIMUM_LINE
 from .source import ATTENTION, BACKWARD, FORWARD, GRADIENTS, OUTPUTS, TILES, Edit, Mutant
 
-_COMMON = "    common = launch.arguments(q, k) | rows(q, k, v, do, dq, dk, dv)\n"
+_COMMON = "    common = launch.arguments(q, k, v, do, dq, dk, dv)\n"
 _P_OF_DKDV, _P_OF_DQ = "tl.exp2(qk * f - lse_tile[None, :])", "tl.exp2(qk * f - lse_tile[:, None])"
 _LENGTHS = "tl.load(key_lengths + b, mask=has_lengths != 0, other=N).to(tl.int32)"
 _KEYS = "range(low, high, BLOCK_N)"

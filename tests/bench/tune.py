@@ -47,7 +47,7 @@ def call(kernel: str, chosen: Schedule, x: list[torch.Tensor], causal: bool) -> 
         return lambda: bundled.forward(q, k, v, launch)
     o, lse = torch.empty_like(q), torch.zeros(q.shape[:3], device="cuda")
     delta = torch.zeros_like(lse)
-    common = launch.arguments(q, k) | bundled.rows(q, k, v, do)
+    common = launch.arguments(q, k, v, do)
     launch.chosen["DESCRIPTORS"] = True
     mask, lengths, strides = launch.pointers(lse)
     given = (*q.stride(), *k.stride(), *v.stride(), *do.stride(), *strides, *lse.stride())
