@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..reports.record import TENSORS
+
+_LONG = 300  # characters
+_QUOTED = re.compile(r"^ *([\w.]*(?:Error|Exception|OutOfResources)\w*: .*\S)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,16 @@ class CompilerGaveUpError(RefusedError):
 
 
 def describe(e: BaseException) -> str:
-    """An exception in one line, for a record."""
+    """An exception in one line, for a record; of a long text its beginning, and the last error that it quotes.
+
+    Compilers quote whole tracebacks of other processes, which end with what went wrong.
+    """
     text = " ".join(str(e).split())
     if isinstance(e, RefusedError):  # its text is that of the exception that refused
         return text
-    return f"{type(e).__name__}: {text[:300]}" if text else type(e).__name__
+    if len(text) > _LONG and (quoted := _QUOTED.findall(str(e))):
+        cause = quoted[-1][: _LONG // 2]
+        text = f"{text[: _LONG - len(cause)]} ... {cause}"
+    else:
+        text = text[:_LONG]
+    return f"{type(e).__name__}: {text}" if text else type(e).__name__
