@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .attention import Forward, check_shapes, group, row_blocks, ungroup
+from .attention import Forward, check_shapes, group, row_blocks, softmax, ungroup
 from .masks import Mask
 
 # of one float64 [B, H, rows, N]: some fifty of them are made, to stay in a core's own cache, or to keep a GPU busy
@@ -72,9 +72,9 @@ def blocks(
         s = scale * raw + b
         empty = ~visible.any(-1, keepdim=True)
         lse = truth.lse[:, :, rows, None].masked_fill(empty, 0.0)
-        m = s.masked_fill(hidden, -torch.inf).amax(-1, keepdim=True).masked_fill(empty, 0.0)
-        p = (s - m).exp_().masked_fill_(hidden, 0.0)
-        p /= p.sum(-1, keepdim=True).masked_fill_(empty, 1.0)  # exp(S - L) is not 1/N where |S| is 1e38
+        shown = s.masked_fill(hidden, -torch.inf)
+        m = shown.amax(-1, keepdim=True).masked_fill(empty, 0.0)
+        p, _ = softmax(shown, visible)  # exp(S - L) is not 1/N where |S| is 1e38
         do_i = dp = delta = ds = zero
         if do is not None:
             do_i = clean(do[:, :, rows])

@@ -70,10 +70,7 @@ def _predicted(case: Case) -> Iterator[tuple[TensorName, float]]:
     targets, natural = truth.targets(), truth.natural_scales(known.scales)
     for tensor in (t for t in IN_DTYPE if t in targets):
         best = of_rounding(targets[tensor], x.q.dtype).rms
-        own, others = getattr(flash, tensor), getattr(usual, tensor)
-        if not math.isfinite(own) or not math.isfinite(others):
-            continue
-        log = floored_log_ratio(own, others, best, natural[tensor])
+        log = floored_log_ratio(getattr(flash, tensor), getattr(usual, tensor), best, natural[tensor])
         if log is not None:
             yield tensor, log
 

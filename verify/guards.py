@@ -92,8 +92,8 @@ def checksums(inputs: Inputs) -> dict[str, Tensor]:
 def inputs_unchanged(before: dict[str, Tensor], inputs: Inputs) -> Check:
     """Whether the kernel left alone what it may only read; what it changed is put back."""
     now = {name: bits_of(x) for name, x in _readable(inputs).items()}
-    differ = [(before[name] != x).any() for name, x in now.items()]  # asked for at once: a GPU is waited for once
-    changed = [name for name, flag in zip(now, torch.stack(differ).tolist(), strict=True) if flag]
+    differ = at_once(*((before[name] != x).any() for name, x in now.items()))
+    changed = [name for name, flag in zip(now, differ, strict=True) if flag]
     for name in changed:
         now[name].copy_(before[name])
     detail = f"the kernel wrote to its input {', '.join(changed)} (or to the memory around it)" if changed else ""
@@ -166,8 +166,8 @@ def repeated(
 def kept(copies: dict[str, Tensor], first: Outputs) -> list[Check]:
     """Whether the results of the first call are still what they were, now that the function was called again."""
     checks = []
-    now = {name: value.to(copies[name].device) for name, value in first.tensors().items()}
-    for name, n in differing(now, copies).items():
+    now = first.to(copies["out"].device)
+    for name, n in differing(now.tensors(), copies).items():
         detail = f"{n} elements of {name}, as returned, changed during a later call" if n else ""
         checks.append(Check("kept", name, n == 0, float(n), 0.0, detail))
     return checks

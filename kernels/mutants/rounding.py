@@ -30,6 +30,11 @@ def _truncated(value: str, tensor: str) -> str:
     return f"(({value}).to(tl.int32, bitcast=True) & {kept}).to(tl.float32, bitcast=True)"
 
 
+def _of_ten_bits(value: str) -> str:
+    """The first ten significant bits of `value`, in fp32 (Veltkamp's splitting)."""
+    return f"({value} * 16385.0 - ({value} * 16385.0 - {value}))"
+
+
 def _result_rounded(line: str, tensor: str) -> str:
     """`x = ...` with the result rounded."""
     name, value = line.split(" = ", 1)
@@ -78,7 +83,7 @@ WEIGHTS = (
     Mutant("ds-of-ten-bits", "own: a narrow format for what goes through shared memory",
            "In the dQ pass dS keeps ten significant bits; fp16 has eleven.", ("dq",),
            (Edit(BACKWARD, "        dq_tile = tl.dot(ds.to",
-                 "        ds = ds * 16385.0 - (ds * 16385.0 - ds)  # Veltkamp's splitting\n"
+                 f"        ds = {_of_ten_bits('ds')}\n"
                  "        dq_tile = tl.dot(ds.to"),),
            "fp16", subtle=True),
     Mutant("p-truncated", "ROCm/flash-attention #78",
@@ -125,7 +130,7 @@ ACCUMULATORS = (
            "With bf16 inputs delta keeps ten significant bits, and in odd heads of the dQ pass dP is rounded to bf16.",
            ("dq", "dk"),
            (Edit(BACKWARD, DELTA_STORE, DELTA_STORE.replace(
-               "sums", "(sums * 16385.0 - (sums * 16385.0 - sums)) if o.dtype.element_ty == tl.bfloat16 else sums")),
+               "sums", f"{_of_ten_bits('sums')} if o.dtype.element_ty == tl.bfloat16 else sums")),
             Edit(BACKWARD, DS_OF_DQ, f"ds = p * (tl.where(h % 2 == 1, {_IN_BF16}, dp) - delta_tile[:, None])")),
            "bf16; spread weights", subtle=True),
 )  # fmt: skip
