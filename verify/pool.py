@@ -9,11 +9,14 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, InvalidStateError, wait
+from concurrent.futures import InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from itertools import chain, islice
+from dataclasses import dataclass
+from itertools import islice
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import pebble
@@ -32,6 +35,12 @@ _IN_FLIGHT = 4  # tasks queued per worker: enough to keep it busy, few enough to
 _RESTARTS = 8  # of a whole pool; what is lost then is not a case's fault, and will not end by itself
 PULSE = 0.2  # seconds between two looks at whether the pool itself still works, and whether to go on
 _SILENCE = 600.0  # seconds beyond a task's limit after which it does not: a worker's start may compile a module
+
+
+@dataclass(slots=True)
+class _Task:
+    case: Case
+    future: Any = None
 
 
 class Pool:
@@ -88,8 +97,8 @@ class Pool:
         self._outstanding.discard(future)
         self._heard = time.monotonic()
 
-    def _wait(self, futures: Sequence[Any]) -> None:
-        """Until one of them is done.
+    def _ended(self, ended: SimpleQueue[Any]) -> list[Any]:
+        """The futures that are in this queue, of which there is one at least.
 
         A pool breaks when a worker dies between two tasks; tasks that are handed to it at that moment it forgets.
 
@@ -97,12 +106,22 @@ class Pool:
             KeyboardInterrupt: the user's, in the main thread.
         """
         interrupts.check()
-        while futures and not wait(futures, timeout=PULSE, return_when=FIRST_COMPLETED).done:
-            interrupts.check()
-            with self._lock:
-                silent = time.monotonic() - self._heard > self.limit + _SILENCE
-                if not self._stopped and (silent or not self._pool.active):
-                    self._restart()
+        futures: list[Any] = []
+        while not futures:
+            try:
+                futures.append(ended.get(timeout=PULSE))
+            except Empty:
+                interrupts.check()
+                self._look_after_pool()
+        while not ended.empty():
+            futures.append(ended.get())
+        return futures
+
+    def _look_after_pool(self) -> None:
+        with self._lock:
+            silent = time.monotonic() - self._heard > self.limit + _SILENCE
+            if not self._stopped and (silent or not self._pool.active):
+                self._restart()
 
     def _restart(self) -> None:
         self._restarts += 1
@@ -112,13 +131,15 @@ class Pool:
         self._end()
         self._pool = self._started()
 
-    def _found_poisoned(self, future: Any) -> bool:
-        """Whether a task has yet to be done because its worker's CUDA context was broken before.
+    def _is_yet_to_be_done(self, future: Any) -> bool:
+        """Whether a task ended by no fault of its own: with its pool, or in a CUDA context that was broken before.
 
         Raises:
-            FlashproofError: new workers find it so too.
+            FlashproofError: new workers find their contexts broken too.
         """
         error = future.exception()
+        if isinstance(error, BrokenProcessPool):
+            return True
         if not (isinstance(error, pebble.ProcessExpired) and error.exitcode == POISONED):
             self._poisoned = 0
             return False
@@ -145,31 +166,33 @@ class Pool:
 
     def evaluate(self, cases: Iterable[Case], phase: str, **options: Any) -> Iterator[Result]:
         """Results in the order of the cases; a case whose process dies or hangs has a result that says so."""
-        pending: dict[Any, Case] = {}  # in order
+        tasks: deque[_Task] = deque()  # in the order of the cases, from the first whose result is not yielded yet
+        running: dict[Any, _Task] = {}  # by future
+        ended: SimpleQueue[Any] = SimpleQueue()  # of futures: thousands of tasks may end while the first goes on
         source = iter(cases)
 
-        def scheduled(case: Case) -> Any:
-            return self._schedule(evaluated, case, phase, {"stores": self.stores} | options)
+        def start(task: _Task) -> None:
+            task.future = self._schedule(evaluated, task.case, phase, {"stores": self.stores} | options)
+            running[task.future] = task
+            task.future.add_done_callback(ended.put)
 
         with workers_environment():
             try:
                 while True:
-                    waiting = sum(not future.done() for future in pending)
-                    for case in islice(source, max(0, _IN_FLIGHT * self.workers - waiting)):
-                        pending[scheduled(case)] = case
-                    if not pending:
+                    for case in islice(source, max(0, _IN_FLIGHT * self.workers - len(running))):
+                        tasks.append(_Task(case))
+                        start(tasks[-1])
+                    if not tasks:
                         return
-                    self._wait([future for future in pending if not future.done()])
-                    if any(isinstance(f.exception(), BrokenProcessPool) for f in pending if f.done()):
-                        # no case's fault: all of them again
-                        source = chain(list(pending.values()), source)
-                        pending.clear()
-                    if poisoned := {f for f in pending if f.done() and self._found_poisoned(f)}:
-                        pending = {scheduled(case) if f in poisoned else f: case for f, case in pending.items()}
-                    while pending and (first := next(iter(pending))).done():
-                        yield self._outcome(first, pending.pop(first), phase)
+                    for future in self._ended(ended):
+                        task = running.pop(future)
+                        if self._is_yet_to_be_done(future):
+                            start(task)
+                    while tasks and tasks[0].future not in running:
+                        task = tasks.popleft()
+                        yield self._outcome(task.future, task.case, phase)
             finally:
-                for future in pending:  # nobody waits for these any more
+                for future in running:  # nobody waits for these any more
                     future.cancel()
 
     def one(self, case: Case, phase: str, **options: Any) -> Result:
@@ -202,11 +225,14 @@ class Pool:
 
     def _answer(self, future: Any, function: Callable[..., Any], *args: Any) -> Any:
         name = self._initial[0]
+        ended: SimpleQueue[Any] = SimpleQueue()
         try:
-            self._wait([future])
-            while self._found_poisoned(future) or isinstance(future.exception(), BrokenProcessPool):
-                future = self._schedule(called, function, *args)  # no fault of this task
-                self._wait([future])
+            while True:
+                future.add_done_callback(ended.put)
+                self._ended(ended)
+                if not self._is_yet_to_be_done(future):
+                    break
+                future = self._schedule(called, function, *args)
             return future.result()
         except TimeoutError:
             return LostError(f"{name} gave no result within {self.limit:g} s and was killed")
