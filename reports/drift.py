@@ -10,8 +10,9 @@ from pydantic import Field
 from .markdown import inline, table
 from .model import Model
 from .record import Allowed, Check, Number, Run, Tensor
+from .rows import encodable
 from .summary import allowed_table
-from .words import encodable, number, plural
+from .words import number, plural
 
 SCHEMA = 1
 

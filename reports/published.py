@@ -7,7 +7,7 @@ from typing import Literal
 
 from .markdown import inline, table
 from .model import Model
-from .words import encodable
+from .rows import encodable
 
 Outcome = Literal["confirmed", "confirmed under an assumption", "not confirmed"]
 Published = float | tuple[float, float] | None  # a number, a range, or none

@@ -10,17 +10,18 @@ as a number.
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Annotated, Self, get_args, get_type_hints
 
 import duckdb
+import pydantic_core
 
 Text = Annotated[str | None, "VARCHAR"]
 Integer = Annotated[int | None, "INTEGER"]
@@ -107,19 +108,25 @@ COLUMNS: dict[str, str] = _columns()
 _REQUIRED = ("case_id", "phase", "status")
 
 
-def _spelled(value: object) -> object:
-    if isinstance(value, str):  # half of a surrogate pair, as in a message that quotes a path, is no UTF-8
-        return value.encode(errors="replace").decode()
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
+def encodable(text: str) -> str:
+    """The text without halves of surrogate pairs: a message that quotes a path may have one, UTF-8 not."""
+    return text.encode(errors="replace").decode()
+
+
+_values = attrgetter(*COLUMNS)
 
 
 def to_json(row: Row) -> str:
     """One line of JSON; columns that were not measured are left out."""
-    return json.dumps(
-        {name: _spelled(value) for name in COLUMNS if (value := getattr(row, name)) is not None},
-    )
+    measured = {name: value for name, value in zip(COLUMNS, _values(row), strict=True) if value is not None}
+    try:
+        return _json(measured)
+    except pydantic_core.PydanticSerializationError:
+        return _json({name: encodable(x) if isinstance(x, str) else x for name, x in measured.items()})
+
+
+def _json(measured: dict[str, object]) -> str:
+    return pydantic_core.to_json(measured, inf_nan_mode="strings").decode()
 
 
 def from_json(line: str) -> Row:
@@ -132,8 +139,8 @@ def from_json(line: str) -> Row:
     if unknown or missing:
         raise ValueError(f"unknown column {unknown[0]!r}" if unknown else f"no column {missing[0]!r}")
     for name, value in values.items():
-        if COLUMNS[name] == "DOUBLE" and value is not None:
-            values[name] = float(value)
+        if COLUMNS[name].startswith("DOUBLE") and value is not None:
+            values[name] = tuple(map(float, value)) if isinstance(value, list) else float(value)
         elif isinstance(value, list):
             values[name] = tuple(value)
     return Row(**values)

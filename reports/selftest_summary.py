@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import words
 from .kills import SelfTest
 from .markdown import inline, table
+from .rows import encodable
 from .tallies import asked, checks, peers, sentence, theory
 
 
@@ -21,7 +22,7 @@ def peers_table(selftest: SelfTest) -> str:
         for i, p in enumerate(peers(selftest))
     )
     head = ("peer", f"mutants it accepts, of {len(selftest.mutants)}", "subtle ones among them, for example")
-    return words.encodable(table(head, rows))
+    return encodable(table(head, rows))
 
 
 def checks_table(selftest: SelfTest) -> str:
@@ -35,7 +36,7 @@ def checks_table(selftest: SelfTest) -> str:
         )
         for c in checks(selftest)
     )
-    return words.encodable(table(("check", "kills", "only it kills", "for example"), rows))
+    return encodable(table(("check", "kills", "only it kills", "for example"), rows))
 
 
 def theory_table(selftest: SelfTest) -> str:
@@ -49,10 +50,10 @@ def theory_table(selftest: SelfTest) -> str:
         rows.append((t.tensor, inline(t.dtype), f"{t.cases}", f"{t.beyond}", words.ratio(t.nearest), room, *met))
     head = ("tensor", "dtype", "cases", "beyond the bound", "largest error / bound", "bound / error, median",
             "predicted cases", "error / predicted", "middle 95 %", "largest")  # fmt: skip
-    return words.encodable(table(head, rows)) if rows else ""
+    return encodable(table(head, rows)) if rows else ""
 
 
 def markdown(selftest: SelfTest) -> str:
     """The sentence and the tables."""
     parts = (inline(sentence(selftest)), checks_table(selftest), peers_table(selftest), theory_table(selftest))
-    return words.encodable("\n\n".join(filter(None, parts)) + "\n")
+    return encodable("\n\n".join(filter(None, parts)) + "\n")

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 
 from .markdown import block, inline, table
 from .record import Allowed, Check, Finding, Run, Waived
-from .words import clip, count, duration, encodable, meaning, plural, sentence, worst_first
+from .rows import encodable
+from .words import clip, count, duration, meaning, plural, sentence, worst_first
 
 MAX_BYTES = 1_000_000
 MAX_ANNOTATIONS = 9

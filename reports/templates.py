@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from . import words
+from .rows import encodable
 
 _HERE = Path(__file__).parent
 
@@ -45,7 +46,7 @@ SIZE = Markup('<span id="size"></span>')
 
 def sized(page: str) -> str:
     """The page with its own size in bytes where SIZE stands."""
-    before, mark, after = words.encodable(page).partition(SIZE)
+    before, mark, after = encodable(page).partition(SIZE)
     if not mark:
         raise ValueError("the page has no place for its size")
     others = len((before + after).encode())
@@ -63,7 +64,7 @@ def fitting(pages: Iterable[str], most: int) -> str:
     """The first page of at most so many bytes, or the last; in characters that UTF-8 has."""
     page = ""
     for made in pages:
-        page = words.encodable(made)
+        page = encodable(made)
         if len(page.encode()) <= most:
             break
     return page

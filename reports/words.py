@@ -89,11 +89,6 @@ def parted(text: str, limit: int) -> tuple[str, str]:
     return "; ".join(clauses[:kept]), "; ".join(clauses[kept:])
 
 
-def encodable(text: str) -> str:
-    """The text without halves of surrogate pairs: a message that quotes a path may have one, UTF-8 not."""
-    return text.encode(errors="replace").decode()
-
-
 def labels(runs: Sequence[Run]) -> list[str]:
     """A short name for each run, no two the same."""
     return distinct(clip(run.manifest.implementation, 80) for run in runs)

@@ -135,7 +135,8 @@ def test_every_column_survives(tmp_path: Path, way: str) -> None:
     }
     full = Row(**{name: samples[kind] for name, kind in COLUMNS.items()})  # type: ignore[arg-type]
     bare = Row(case_id="b", phase="hunt", status="raised")
-    infinite = row("c", kernel_max=math.inf, standard_max=-math.inf, message=HOSTILE)
+    eighths = (math.inf, *7 * (1.0,))
+    infinite = row("c", kernel_max=math.inf, standard_max=-math.inf, message=HOSTILE, kernel_eighths=eighths)
     path = tmp_path / "rows"
     if way == "parquet":
         write_parquet_atomic(path, [full, bare, infinite])
@@ -148,6 +149,7 @@ def test_every_column_survives(tmp_path: Path, way: str) -> None:
     assert found[:2] == (full, bare)
     assert found[2].kernel_max == math.inf
     assert found[2].standard_max == -math.inf
+    assert found[2].kernel_eighths == eighths
     assert found[2].message == HOSTILE.replace("\ud800", "?")
 
 
