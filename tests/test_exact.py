@@ -18,7 +18,7 @@ from flashproof.kernels.mutants.source import PARTS
 from flashproof.reference import Mask, attention, rational
 from flashproof.reports.record import Algebra, Comparison, Mismatch, Share
 from flashproof.verify import algebra, budgets
-from flashproof.verify.attribution import REST, WHOLE, attribution
+from flashproof.verify.attribution import REST, WHOLE, sample, sample_case, shares
 from flashproof.verify.budgets import load as load_budgets
 from flashproof.verify.exact import NEGLIGIBLE, solve
 from flashproof.verify.exact_problems import Problem, problems
@@ -206,7 +206,7 @@ def test_a_kernel_that_is_not_triton_has_no_such_answer():
     answer = algebra.answer(Algebra(comparisons=tuple(found)))
     assert answer.status == "not available"
     assert [c.status for c in algebra.checks(Algebra(comparisons=tuple(found)))] == ["skipped"]
-    assert attribution(implementation, "cpu", "bf16", 0, 1) == []
+    assert attributed(implementation, "bf16", 0) == shares("bf16", [None]) == []
 
 
 def test_a_tiny_deviation_is_told_and_forgiven():
@@ -223,17 +223,22 @@ def test_a_tiny_deviation_is_told_and_forgiven():
 # -- attribution -------------------------------------------------------------------------------------------------------
 
 
+def attributed(implementation, dtype, seed):
+    """Of two cases, in this process."""
+    return shares(dtype, [sample(implementation, "cpu", sample_case(implementation, dtype, seed + n)) for n in (0, 1)])
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_the_parts_add_up_to_the_whole(dtype):
-    shares = attribution(load("flash"), "cpu", dtype, 5, 2)
+    found = attributed(load("flash"), dtype, 5)
     for tensor in ("out", "dq", "dk", "dv"):
-        own = {s.site: s for s in shares if s.tensor == tensor}
+        own = {s.site: s for s in found if s.tensor == tensor}
         assert own[WHOLE].part == 1.0
         assert 0.9 < own[REST].part < 1.1
-    sites = {s.site: s.part for s in shares if s.tensor == "out"}
+    sites = {s.site: s.part for s in found if s.tensor == "out"}
     assert 0.5 < sites["flash_forward:output"] < 0.75 and 0.25 < sites["flash_forward:P"] < 0.5
     # uniform errors: O is rounded once, to half a unit in the last place
-    assert {s.site for s in shares if s.tensor == "dq"} >= {
+    assert {s.site for s in found if s.tensor == "dq"} >= {
         "backward_dq:dS",
         "backward_dq:output",
         "flash_forward:output",
@@ -246,11 +251,11 @@ def test_parts_that_do_not_add_up_are_not_judged():
 
     def checked(total, n=None):
         parts = {WHOLE: 1.0, REST: total, "k:accumulators": 0.5 * total}
-        shares = tuple(
+        told = tuple(
             Share(dtype=dtype, tensor="dq", site=site, rms=part**0.5, part=part, n=n)
             for dtype in ("bf16", "fp16") for site, part in parts.items()
         )  # fmt: skip
-        return [(c.status, c.n) for c in algebra.accumulator_checks(Algebra(shares=shares), budgets, "x")]
+        return [(c.status, c.n) for c in algebra.accumulator_checks(Algebra(shares=told), budgets, "x")]
 
     assert checked(1.0, 4) == [("fail", 8)]
     assert checked(1.0) == [("fail", 2)], "of an earlier record, at least a case per dtype"
@@ -263,9 +268,9 @@ def test_a_rounding_that_is_not_there_has_no_part(tmp_path, monkeypatch):
                   ("forward.py", "tl.dot(p_low, v_tile, acc", "tl.dot(p_low, v_tile.to(tl.float32), acc"))  # fmt: skip
     monkeypatch.syspath_prepend(tmp_path)
     implementation = replace(load(spec), has_backward=False)
-    shares = attribution(implementation, "cpu", "bf16", 0, 2)
-    assert {s.n for s in shares} == {2}
-    parts = {s.site: s.part for s in shares if s.tensor == "out"}
+    found = attributed(implementation, "bf16", 0)
+    assert {s.n for s in found} == {2}
+    parts = {s.site: s.part for s in found if s.tensor == "out"}
     assert parts.get("flash_forward:P", 0.0) < 1e-3
     assert parts["flash_forward:output"] > 0.98
 

@@ -8,8 +8,8 @@ at different sites are nearly independent, so the parts add up to the error of t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -24,27 +24,62 @@ from .exact import run_in
 from .implementation import Implementation
 from .inputs import build
 from .outputs import RefusedError
-from .probe import has_gradients
+from .pool import Pool
+from .problems import LostError
 
 WHOLE = "whole"  # the kernel as it is
 REST = "sum of the parts"
 
 
-def attribution(implementation: Implementation, device: str, dtype: DType, seed: int, samples: int) -> list[Share]:
-    """The shares of all sites on the normal regime, largest first, with the whole and the sum of the parts per tensor.
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Of one case: how much error each site alone makes, and where it is in the source."""
 
-    Returns an empty list for what has no Triton kernel, or does what no other arithmetic can.
+    squares: dict[tuple[str, str], float]  # (tensor, site): mean squared error
+    lines: dict[str, set[str]]  # of the source, by site
+
+
+def attribution(
+    pool: Pool, implementation: Implementation, dtypes: Sequence[DType], seed: int, samples: int
+) -> list[Share]:
+    """The shares of all sites on the normal regime, for each dtype, measured in the pool's workers.
+
+    Raises:
+        LostError: the function hung or killed a worker.
     """
-    implementation = replace(implementation, has_backward=has_gradients(implementation, device))
+    cases = [sample_case(implementation, dtype, seed + n) for dtype in dtypes for n in range(samples)]
+    found: dict[DType, list[Sample | None]] = defaultdict(list)
+    for case, answer in pool.calls(sample, cases):
+        if isinstance(answer, LostError):
+            raise answer
+        found[case.dtype].append(answer)
+    return [share for dtype, answers in found.items() for share in shares(dtype, answers)]
+
+
+def sample(implementation: Implementation, device: str, case: Case) -> Sample | None:
+    """What one case shows; of what has no other arithmetic, nothing."""
+    del device  # the interpreter is the same everywhere
+    lines: dict[str, set[str]] = defaultdict(set)
+    try:
+        return Sample(dict(_squares(implementation, case, lines)), lines)
+    except (KernelError, RefusedError):
+        return None
+
+
+def shares(dtype: DType, samples: Sequence[Sample | None]) -> list[Share]:
+    """The shares of all sites, largest first, with the whole and the sum of the parts per tensor.
+
+    An empty list for what has no Triton kernel, or does what no other arithmetic can.
+    """
     squares: dict[tuple[str, str], list[float]] = defaultdict(list)
     lines: dict[str, set[str]] = defaultdict(set)
-    for n in range(samples):
-        case = sample_case(implementation, dtype, seed + n)
-        try:
-            for key, value in _sample(implementation, case, lines):
-                squares[key].append(value)
-        except (KernelError, RefusedError):
+    for one in samples:
+        if one is None:
             return []
+        for key, value in one.squares.items():
+            squares[key].append(value)
+        for site, places in one.lines.items():
+            lines[site] |= places
     return _shares(squares, lines, dtype)
 
 
@@ -55,7 +90,7 @@ def sample_case(implementation: Implementation, dtype: DType, seed: int) -> Case
     return case if implementation.lacks(case) is None else case.with_(HK=2)
 
 
-def _sample(
+def _squares(
     implementation: Implementation, case: Case, lines: dict[str, set[str]]
 ) -> Iterable[tuple[tuple[str, str], float]]:
     """((tensor, site), mean squared error) of one case."""

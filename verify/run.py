@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -19,6 +18,7 @@ from ..reports.record import (
     Algebra,
     Finding,
     Manifest,
+    Row,
     ShardWriter,
     Share,
     Verdict,
@@ -111,8 +111,10 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
             measurement.measure(first[: 2 if implementation.has_backward else 1])
         if "exact" in settings.phases:
             algebra = _algebra(settings, implementation, pool, progress)
-        measured = [row for r in results for row in r.rows]
-        judgement = judge(measured, settings.budgets, settings.spec, algebra=algebra)
+        missing = [*not_covered(implementation, settings.profile), *left_out]
+        if settings.device == "cpu" and may_launch_kernels(algebra):
+            missing.append(_INTERPRETED)
+        judgement = judge(_rows(results), settings.budgets, settings.spec, missing, algebra)
         if judgement.failed:
             findings = findings_of(judgement, results, pool, settings, progress)
         sample = sample_case(implementation, settings.profile.dtypes[0], settings.seed)
@@ -121,7 +123,7 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
         interrupted = True
     finally:
         pool.stop()
-    rows = [row for r in results for row in r.rows]
+    rows = _rows(results)
     write_parquet_atomic(out / "results.parquet", rows)
     if interrupted:
         _remove_shards(out)
@@ -129,16 +131,16 @@ def run(settings: Settings, implementation: Implementation, progress: Progress) 
     for number, finding in enumerate(findings, start=1):
         write_finding(out / "findings", number, finding, implementation, stores_scores=bool(pool.stores),
                       device=settings.device)  # fmt: skip
-    missing = [*not_covered(implementation, settings.profile), *left_out]
-    if settings.device == "cpu" and may_launch_kernels(algebra):
-        missing.append(_INTERPRETED)
-    judgement = judge(rows, settings.budgets, settings.spec, missing, algebra)
     seconds = time.perf_counter() - start
     verdict = verdict_of(judgement, findings, settings.spec, settings.budgets, rows, seconds, algebra)
     write_json_atomic(out / "verdict.json", verdict)
     write_json_atomic(out / "manifest.json", manifest)
     _remove_shards(out)
     return verdict
+
+
+def _rows(results: Iterable[Result]) -> list[Row]:
+    return [row for r in results for row in r.rows]
 
 
 def _first_calls(settings: Settings, implementation: Implementation, pool: Pool) -> list[Result]:
@@ -200,9 +202,9 @@ def _algebra(settings: Settings, implementation: Implementation, pool: Pool, pro
     comparisons = compare(pool, problems(implementation, settings.seed, thorough=thorough), progress)
     shares: list[Share] = []
     if any(c.status == "equal" for c in comparisons):
-        of = partial(attribution, seed=settings.seed, samples=4 if thorough else 1)
-        for _, answer in pool.calls(of, settings.profile.dtypes):
-            shares += [] if isinstance(answer, LostError) else answer
+        samples = 4 if thorough else 1
+        with suppress(LostError):  # the survey tells that better
+            shares = attribution(pool, implementation, settings.profile.dtypes, settings.seed, samples)
     return Algebra(comparisons=tuple(comparisons), shares=tuple(shares))
 
 
@@ -326,7 +328,7 @@ class _Measurement:
                 return
             cases = list(comparison(self.implementation, profile, seed, regimes, numbers))
             self._evaluate(cases, PHASE, 0, len(cases), thorough=False)
-            rows = [row for r in self.results for row in r.rows]
+            rows = _rows(self.results)
             regimes = still_open(rows)
             if regimes and judge(rows, self.settings.budgets, self.settings.spec).failed:
                 self.left_out.append(f"more than {numbers.stop} cases of each kind of input: it fails without them")

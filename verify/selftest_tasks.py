@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from ..reports.record import Algebra
-from .attribution import attribution
+from ..reports.record import Algebra, Share
+from .attribution import sample, sample_case, shares
 from .case import Case
 from .evaluate import Attempt, Result, attempt, evaluate, inputs_for, judged, without_result
 from .exact import solve
@@ -69,11 +69,11 @@ def solve_all(_: Implementation, device: str, task: tuple[str, bool]) -> Algebra
     implementation = _loaded(spec)
     chosen = problems(implementation, 0, thorough=False)
     comparisons = tuple(solve(implementation, device, p) for p in (chosen[::6] if quick else chosen))
-    shares = []
+    found: list[Share] = []
     if any(c.status == "equal" for c in comparisons):
         for dtype in PROFILES["quick"].dtypes[: 1 if quick else None]:
-            shares += attribution(implementation, device, dtype, 0, 1)
-    return Algebra(comparisons=comparisons, shares=tuple(shares))
+            found += shares(dtype, [sample(implementation, device, sample_case(implementation, dtype, 0))])
+    return Algebra(comparisons=comparisons, shares=tuple(found))
 
 
 def accepted_by(_: Implementation, device: str, spec: str) -> tuple[str, ...]:

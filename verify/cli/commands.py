@@ -293,15 +293,18 @@ def exact(impl: str, case_text: str | None, seed: int, workers: int | None, case
 def attribution(impl: str, dtype: DType, samples: int, seed: int, case_limit: float | None) -> None:
     """Where its rounding error arises: the kernel's own source with one rounding site on at a time, else float64."""
     processes.begin()
+    from dataclasses import replace
 
     from ..attribution import attribution as attribute
+    from ..exact_problems import gradients_of
     from ..profiles import PROFILES
     from ..worker import prepare
     from .console import Console
 
     implementation = prepare(impl, "cpu")
     with _one_worker(implementation.name, "cpu", case_limit or PROFILES["ci"].case_limit) as pool:
-        shares = pool.call(attribute, dtype, seed, samples)
+        implementation = replace(implementation, has_backward=gradients_of(pool))
+        shares = attribute(pool, implementation, [dtype], seed, samples)
     Console().shares(shares)
     sys.exit(PASS if shares else NOTHING)
 
