@@ -306,6 +306,8 @@ def test_the_readme_says_what_the_verdicts_say():
             check, of, counts = re.fullmatch(r"`(.+)`(?: of (\w+))?: (.*)", one).groups()
             ends = (f": in the survey {counts} |", f"| {counts} |")
             assert any(f"| {check} | {of or 'all'} |" in f and f.endswith(ends) for f in failed), one
+    (time,) = re.findall(r"bundled kernel's cases took (.+?) with 16", section)
+    assert f"hunt) in {time}, profile ci" in (RECORDS / "verdicts" / "flash.md").read_text()
     for name in ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient"):
         summary = (RECORDS / "verdicts" / f"{name}.md").read_text()
         assert re.search(r"\| returns \| all \| [^|]+ \| \d+ crashed[ :]", summary)
