@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from flashproof.kernels.interpreter import KernelError
+import triton
+import triton.language as tl
+from flashproof.kernels.interpreter import KernelError, arithmetics, interpret
 from flashproof.verify.case import Case
 from flashproof.verify.evaluate import evaluate
 from flashproof.verify.implementation import recognise
+from flashproof.verify.probe import has_gradients
 from flashproof.verify.refusals import kind_of
 
 CASE = Case(B=1, H=2, HK=2, M=8, N=8, D=16, dtype="fp16", regime="normal", seed=0)
@@ -73,6 +76,20 @@ def test_an_assertion_of_the_function_is_a_refusal():
 )
 def test_an_accident_is_a_failure(accident):
     assert raised(accident, torch.zeros(4, 4)) == "failure"
+
+
+@triton.jit
+def particular(x, D: tl.constexpr):
+    tl.static_assert(D <= 64, "head dimensions up to 64")
+    tl.store(x, 1.0)
+
+
+def test_a_kernel_may_refuse_while_it_is_compiled():
+    with interpret(arithmetics.ieee()):
+        x = torch.zeros(1)
+        particular[(1,)](x, D=64)
+        assert x == 1.0
+        assert raised(lambda: particular[(1,)](x, D=128)) == "refusal"
 
 
 def test_an_error_of_a_kernel_is_a_failure():
@@ -187,6 +204,26 @@ def test_what_refuses_its_gradients_is_judged_without_them():
     assert [r.message for r in result.rows if r.status == "unsupported"] == [
         "gradients: NotImplementedError: no backward today"
     ]
+
+
+@pytest.mark.parametrize(
+    "takes", [lambda q, k: q.shape[2] == 1, lambda q, k: q.shape[3] in (64, 128), lambda q, k: q.shape[3] == 128]
+)
+def test_a_kernel_for_inference_may_refuse_most_shapes(takes):
+    """Whether it has gradients is asked in a shape that it takes."""
+
+    @torch.no_grad()
+    def inference(query, key, value):
+        if not takes(query, key):
+            raise ValueError("no")
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+
+    assert not has_gradients(recognise("inference", inference), "cpu")
+
+    def training(query, key, value):
+        return inference(query, key, value) + 0 * query
+
+    assert has_gradients(recognise("training", training), "cpu")
 
 
 @pytest.mark.parametrize(("M", "N"), [(0, 8), (8, 0)])

@@ -136,6 +136,7 @@ def test_masks_come_in_every_shape_that_broadcasts():
         (2, 40, 48),
         (2, 1, 1, 48),
         (2, 1, 48),
+        (2, 1, 40, 1),
     }
 
 
@@ -184,6 +185,17 @@ def test_bands_are_causal_windows():
         tile = seen[64:128, :64]
         first_whole += bool(tile[0].all() and not tile.all())
     assert first_whole > 10
+
+
+def test_large_biases_have_exponentials_that_overflow():
+    largest = {"fp16": [], "bf16": []}
+    for dtype, found in largest.items():
+        for seed in range(20):
+            case = BASE.with_(B=2, M=130, N=140, seed=seed, dtype=dtype, mask=MaskRecipe(bias="large"))
+            bias = build(case).mask.bias
+            assert bias.isfinite().all()
+            found.append(float(bias.max()))
+        assert min(found) > 11.1 > 88.8 - max(found), "beyond ln 65504, some beyond the logarithm of fp32's largest"
 
 
 def test_lowest_biases_are_causal_with_padding_on_the_left():
@@ -308,6 +320,9 @@ def test_survey_covers_what_it_promises(quick):
         lambda c: c.scale is not None and c.scale < 0,
         lambda c: c.B > 1,
         lambda c: c.mask.bias == "lowest",
+        lambda c: c.mask.bias == "large",
+        lambda c: c.H // c.HK >= 8 and c.M > 8 and c.N > 32,
+        lambda c: c.H // c.HK >= 8 > c.HK > 1 and c.M == 1 and c.N > 32,
         lambda c: c.D not in (16, 32, 64, 128),
     ):
         assert any(promise(c) for c in quick)

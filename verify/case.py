@@ -20,7 +20,7 @@ DType = Literal["fp16", "bf16", "fp32"]
 Alignment = Literal["top-left", "bottom-right"]
 Layout = Literal["contiguous", "bshd", "packed", "gaps", "columns", "mixed", "expanded", "far"]
 BooleanMask = Literal["random", "empty-rows", "first-tile", "documents", "band"]
-Bias = Literal["random", "hidden", "alibi", "lowest"]
+Bias = Literal["random", "large", "hidden", "alibi", "lowest"]
 
 #: unit roundoff of each dtype: half the distance from 1 to the next number
 UNIT_ROUNDOFF: dict[DType, float] = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 2.0**-24}
@@ -35,9 +35,10 @@ class MaskRecipe:
     boolean: a drawn mask; `empty-rows` hides every key from some queries, `first-tile` the first 32, 64, 128 or 256
         keys from all; with `documents` a sequence is several, and a query sees the keys of its own; `band` is a
         causal sliding window, written as a mask.
-    bias: a drawn additive bias; `hidden` has some -inf, `alibi` falls linearly with the distance; `lowest` is 0 where a
-        query may look and the dtype's lowest number elsewhere, as models write causal masks of sequences that are
-        padded on the left: a query in the padding sees nothing but that number.
+    bias: a drawn additive bias; `large` is large enough for its exponential to overflow, `hidden` has some -inf,
+        `alibi` falls linearly with the distance; `lowest` is 0 where a query may look and the dtype's lowest number
+        elsewhere, as models write causal masks of sequences that are padded on the left: a query in the padding sees
+        nothing but that number.
     key_lengths: per batch, only so many first keys exist (drawn, 0 included).
     """
 

@@ -16,6 +16,7 @@ from .case import Case, MaskRecipe
 from .draws import Draws
 from .storage import far, far_axes
 
+_OF_QUERIES = 0.15  # of boolean masks: some queries see every key, the others none, and the keys are broadcast
 DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -28,12 +29,15 @@ def drawn_mask(case: Case) -> Mask:
     alike = ((B, 1, 1, N), (H, 1, N))  # for all queries: padding as a bias, ALiBi by the key's place
     shape = draws.choice((*each, *alike))
     if recipe.boolean is not None:
-        allowed = _boolean(case, shape)
+        of_queries = recipe == MaskRecipe(boolean="random") and draws.uniform() < _OF_QUERIES
+        allowed = _boolean(case, (B, 1, M, 1) if of_queries else shape)
     if recipe.bias is not None:
         values = Draws(case.seed, "bias").normal(*shape)
         if recipe.bias == "alibi":
             distance = np.abs(np.arange(shape[-2])[:, None] - np.arange(N)[None, :])
             values = np.broadcast_to(-0.125 * distance, shape).copy()
+        elif recipe.bias == "large":
+            values *= Draws(case.seed, "large").choice((8.0, 32.0))  # beyond fp16's largest exponential, and fp32's
         elif recipe.bias == "hidden":
             values[Draws(case.seed, "hidden").uniform(*shape) < 0.3] = -np.inf
         elif recipe.bias == "lowest":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from .implementation import Implementation
 from .inputs import DTYPES, Inputs
 from .outputs import Outputs, WrongResultError, describe
 
+#: queries and head dimension of plain problems with 128 keys: a function may take one of them alone
+_PLAINEST = ((128, 32), (128, 64), (1, 64), (128, 128))
 #: what torch says of an operator that has no backward
 _NO_BACKWARD = re.compile(r"no autograd formula was registered|derivative for \S+ is not implemented")
 
@@ -47,18 +50,18 @@ def probe(implementation: Implementation, device: str) -> list[Fact]:
 def has_gradients(implementation: Implementation, device: str) -> bool:
     """Whether the output is connected to the inputs at all.  A forward-only kernel is tested for what it has.
 
-    Asked on the plainest problem there is, since this is not the place to find faults.
+    Asked on the plainest problem that it takes, since this is not the place to find faults.
     """
-    for dtype in ("fp16", "bf16", "fp32"):
-        case = _case(dtype=dtype, M=128, N=128, D=32, backward=True)
-        x = torch.ones(1, 1, 128, 32)
+    for (M, D), dtype in itertools.product(_PLAINEST, ("fp16", "bf16", "fp32")):
+        case = _case(dtype=dtype, M=M, N=128, D=D, backward=True)
+        q, k = torch.ones(1, 1, M, D), torch.ones(1, 1, 128, D)
         try:
-            _run(implementation, device, case, x, x, x)
+            _run(implementation, device, case, q, k, k)
         except WrongResultError as e:
             return "has no gradient" not in str(e)
         except NotImplementedError:
             return False
-        except Exception as e:  # noqa: BLE001  (another dtype may do; the survey will say what is wrong)
+        except Exception as e:  # noqa: BLE001  (another dtype or shape may do; the survey will say what is wrong)
             if isinstance(e, RuntimeError) and _NO_BACKWARD.search(str(e)):
                 return False
             continue

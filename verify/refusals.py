@@ -38,7 +38,7 @@ def kind_of(e: Exception) -> Kind:
     """What an exception that a call raised means; `layout`: a refusal if the same call on contiguous inputs runs."""
     if isinstance(e, KernelError):
         return "failure"
-    if isinstance(e, NotImplementedError) or _of_torchs_compiler(e):
+    if isinstance(e, NotImplementedError) or _of_torchs_compiler(e) or _of_a_kernels_author(e):
         return "refusal"
     text = str(e)
     if _of_its_own(e) and (isinstance(e, _OF_ARGUMENTS) or is_plain(text) or _VAGUE.search(text)):
@@ -60,6 +60,11 @@ def is_plain(text: str) -> bool:
 def _of_torchs_compiler(e: Exception) -> bool:
     """Whether `torch.compile(fullgraph=True)` says that it cannot; without a GPU, Triton kernels are beyond it."""
     return (type(e).__module__, type(e).__name__) == ("torch._dynamo.exc", "Unsupported")
+
+
+def _of_a_kernels_author(e: Exception) -> bool:
+    """Whether a Triton kernel's own `tl.static_assert` stopped its compilation."""
+    return (type(e).__module__, type(e).__name__) == ("triton.compiler.errors", "CompileTimeAssertionFailure")
 
 
 def _of_its_own(e: Exception) -> bool:

@@ -48,7 +48,7 @@ from .regimes import REGIMES
 from .settings import Progress, Settings
 from .shapes import HEADS, LARGE, LONG, MANY
 from .storing import stores_scores
-from .survey import LAYOUTS, mask_templates, simplified, survey
+from .survey import LAYOUTS, WINDOWS, mask_templates, simplified, survey
 from .verdict import verdict_of
 
 
@@ -229,6 +229,11 @@ _INTERPRETED = (
 )
 
 
+_NOTHING_BUT_LOWEST = (
+    "gradients of queries that see nothing but keys with bf16's lowest number as bias, beside which a log-sum-exp in "
+    "fp32 keeps no trace of how many they are"
+)
+
 _FOUND_OUT = "more of the hunt: a function that hangs or dies has been found out already"
 
 
@@ -388,9 +393,13 @@ def not_covered(implementation: Implementation, profile: Profile) -> list[str]:
     missing.append(f"more than {batch} batch elements, more than {heads} heads, more than {both} of both multiplied")
     if implementation.lacks(base.with_(mask=MaskRecipe(bias="random"), backward=False)) is None:
         missing.append("an additive bias in another dtype than the inputs'")
+        missing += [_NOTHING_BUT_LOWEST] if implementation.has_backward and "bf16" in profile.dtypes else []
         missing += ["gradients of an additive bias"] if implementation.has_backward else []
     if {"is_causal", "attn_mask"} <= implementation.options and "alignment" not in implementation.options:
         missing.append("is_causal given together with attn_mask, which torch refuses")  # a case gives one mask of both
+    if implementation.lacks(base.with_(mask=MaskRecipe(window=(0, 0)))) is None:
+        widest = max(side or 0 for window in WINDOWS for side in window)
+        missing.append(f"windows of more than {widest} keys to a side")
     missing += [f"{d} inputs" for d in UNIT_ROUNDOFF if d not in profile.dtypes]
     missing.append("inputs that hold NaN or infinity")
     if implementation.has_backward:

@@ -10,12 +10,14 @@ from .draws import Draws
 LENGTHS = (1, 2, 3, 5, 7, 13, 15, 16, 17, 23, 31, 32, 33, 47, 61, 63, 64, 65, 79, 95, 96, 97, 113, 127, 128, 129, 130,
            191, 193, 251, 255, 256, 257, 299, 383, 385, 509, 511, 512, 513, 769, 1021, 1023, 1024, 1025)  # fmt: skip
 #: what a kernel may meet on one axis in any profile: the other axes are short then, so that it costs little
-LONG = (257, 511, 513, 1023, 1025, 2049)
+LONG = (257, 511, 513, 1023, 1024, 1025, 2049)
 SHORT = (1, 2, 3, 5)
 #: both axes of a few tiles and a rest, in any profile: what a kernel makes of a tile between others shows nowhere else
 LARGE = (191, 193, 256, 257, 299)
 
-HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (5, 1), (4, 4), (6, 2), (6, 3), (7, 1))  # H, HK
+HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (8, 1), (4, 4), (6, 2), (6, 3), (7, 1))  # H, HK
+#: of one query, whose heads may fill a tile: the groups of models in use
+DECODING = (*HEADS, (16, 2), (14, 2), (16, 1), (12, 4))
 #: B, H, HK: more of them than a tile of few holds, or a GPU has processors; the groups of 7, 8 and 16 are of models
 #: in use
 MANY = ((17, 1, 1), (9, 2, 1), (5, 4, 4), (1, 16, 16), (1, 32, 8), (2, 12, 4), (3, 8, 1), (2, 14, 2), (1, 32, 2),
@@ -65,7 +67,7 @@ def shape_of(kind: str, draws: Draws, limit: int) -> tuple[int, int, int, int, i
     M, N = _lengths(kind, draws, limit)
     if kind in OWN_HEADS:
         return (*draws.choice(OWN_HEADS[kind]), M, N)
-    B, (H, HK) = draws.choice(_BATCHES), draws.choice(HEADS)
+    B, (H, HK) = draws.choice(_BATCHES), draws.choice(DECODING if kind == "decoding" else HEADS)
     while 4 * limit**2 < B * H * M * N and (B > 1 or H > HK):
         B, H = max(1, B - 1), H if B > 1 else HK
     return B, H, HK, M, N

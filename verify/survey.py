@@ -44,6 +44,7 @@ def mask_templates() -> tuple[MaskRecipe, ...]:
         MaskRecipe(boolean="documents"),
         MaskRecipe(boolean="band"),
         MaskRecipe(bias="random"),
+        MaskRecipe(bias="large"),
         MaskRecipe(bias="hidden"),
         MaskRecipe(bias="alibi"),
         MaskRecipe(bias="lowest"),
