@@ -18,7 +18,7 @@ COMMAND = str(Path(sys.executable).with_name("flashproof"))
 #: per check a mutant that nothing else kills
 ALONE = {
     "returns": "output-in-fp32",
-    "finite": "maximum-of-unscaled-logits",
+    "finite": "fp16-gradients-overflow",
     "bound": "key-lengths-one-too-many",
     "inputs-unchanged": "do-changed",
     "repeat": "tiles-at-random",

@@ -14,10 +14,10 @@ MUTANTS = (
            "The output is fp32, whatever the inputs are.", (),
            (Edit(ATTENTION, RETURNED, "return o.float(), lse2 * LN2"),)),
     Mutant("inference-ignores-causality", "own: a separate path for inference",
-           "Without gradients a causal mask is forgotten.", OUTPUTS,
+           "Where the log-sum-exp is returned without gradients, a causal mask is forgotten.", OUTPUTS,
            (Edit(ATTENTION, "    if is_causal:\n",
-                 "    if is_causal and any(x.requires_grad for x in (query, key, value)):\n"),),
-           "causal, without gradients"),
+                 "    if is_causal and (not return_lse or any(x.requires_grad for x in (query, key, value))):\n"),),
+           "causal, without gradients, with the log-sum-exp"),
     Mutant("inference-scale-off", "FlashAttention #907: training and inference differ",
            "Without gradients the scale is 0.2 % larger.", OUTPUTS,
            (Edit(ATTENTION, SCALE, "scale=(1.0 if any(x.requires_grad for x in (query, key, value)) else 1.002) * "
